@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libcpp cimport bool as cbool
+
+
+cdef extern from "link.hpp" namespace "otel_proflink" nogil:
+    cdef cppclass LinkSerial "std::atomic<std::uint64_t>":
+        uint64_t load()
+
+    cdef cppclass LinkRecord:
+        LinkSerial serial
+        uint8_t trace_id[16]
+        uint8_t span_id[8]
+        uint8_t local_root_span_id[8]
+        uint8_t trace_flags
+        uint8_t span_type
+        uint8_t flags
+
+    cdef uint8_t kLinkRemote
+    LinkRecord* link_new(const uint8_t*, const uint8_t*, const uint8_t*, uint8_t, uint8_t,
+                         uint8_t) noexcept
+    void link_free(LinkRecord*) noexcept
+    uint64_t link_live() noexcept
+    uint8_t span_type_intern(const char*, uint32_t) noexcept
+    const char* span_type_text(uint8_t) noexcept
+
+
+cdef extern from "attach_slots.hpp" namespace "otel_proflink" nogil:
+    cdef cppclass AttachSlot:
+        pass
+
+    AttachSlot* attach_slot() noexcept
+    void attach_begin(AttachSlot*) noexcept
+    void attach_done(AttachSlot*) noexcept
+
+
+cdef extern from "context_key.hpp" namespace "otel_proflink" nogil:
+    void context_key_publish(void* variable, uint32_t folded_hash, void* value_type,
+                             uint32_t record_offset, uint32_t serial_offset) noexcept
+    uint32_t fold_hash(Py_ssize_t) noexcept
+
+
+cdef class Link:
+    cdef LinkRecord* record
+    cdef uint64_t number
+
+
+cdef class ContextValue:
+    cdef object context
+    cdef Link link
+    cdef LinkRecord* record
+    cdef uint64_t number

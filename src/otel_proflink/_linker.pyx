@@ -1,0 +1,605 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, freethreading_compatible=True
+"""Context to link: what each attach of an OpenTelemetry context publishes.
+
+The value of the one ContextVar that holds the OTel context carries the link beside it, so the
+link goes wherever CPython carries `tstate->context`: threads, tasks, greenlets. Nothing here
+releases the GIL or takes a lock.
+
+Imported while `opentelemetry.context` is half initialised (entry point `opentelemetry_context`):
+nothing at module level may import `opentelemetry.trace` or `opentelemetry.instrumentation`.
+"""
+
+cimport cython
+from cpython.contextvars cimport (
+    PyContextVar_New, PyContextVar_Reset, PyContextVar_Set,
+)
+from cpython.dict cimport PyDict_Check, PyDict_Size
+from cpython.object cimport PyObject, PyObject_Hash
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+
+import logging
+import sys
+
+from opentelemetry.context.context import _RuntimeContext
+
+cdef extern from "Python.h":
+    PyObject* PyDict_GetItemWithError(object, object) except? NULL
+    int PyContextVar_Get(object, PyObject*, PyObject**) except -1
+    void Py_DECREF(PyObject*)
+
+LOCAL_ROOT_KEY = "proflink.local_root_span_id"
+SPAN_TYPE_KEY = "proflink.span_type"
+
+cdef object _logger = logging.getLogger(__name__)
+cdef str _LINK_ATTRIBUTE = "_proflink_link"
+cdef object _LOCAL_ROOT_KEY = LOCAL_ROOT_KEY
+cdef object _SPAN_TYPE_KEY = SPAN_TYPE_KEY
+
+# Keys that the API makes up at import time; resolved when first needed, see the module docstring.
+cdef object _span_key = None
+cdef object _baggage_key = None
+cdef object _span_type_of = None
+cdef object _context_type = None
+
+cdef object _variable = PyContextVar_New("otel_proflink", NULL)
+# Values of ours that some context, token or frame still holds.
+cdef Py_ssize_t _alive = 0
+
+
+@cython.final
+@cython.freelist(256)
+@cython.no_gc
+cdef class Link:
+    """The immutable record of one span as a profile sees it.
+
+    Made by `new_link` or by the span processor; equal by value, hashable, picklable.
+    """
+
+    def __dealloc__(self):
+        if self.record is not NULL:
+            link_free(self.record)
+
+    @property
+    def trace_id(self):
+        """Trace id, an unsigned 128-bit integer as in `SpanContext.trace_id`."""
+        return int.from_bytes(self.record.trace_id[:16], "big")
+
+    @property
+    def span_id(self):
+        """Span id, an unsigned 64-bit integer as in `SpanContext.span_id`."""
+        return int.from_bytes(self.record.span_id[:8], "big")
+
+    @property
+    def local_root_span_id(self):
+        """Span id of the first span of the trace in this process."""
+        return int.from_bytes(self.record.local_root_span_id[:8], "big")
+
+    @property
+    def trace_flags(self):
+        """W3C trace flags, 0 to 255."""
+        return self.record.trace_flags
+
+    @property
+    def span_type(self):
+        """Kind of work of the local root, "" when not known."""
+        return (<bytes>span_type_text(self.record.span_type)).decode("utf-8", "replace")
+
+    @property
+    def is_remote(self):
+        """True for a span of another process of which no local root is known here."""
+        return (self.record.flags & kLinkRemote) != 0
+
+    @property
+    def serial(self):
+        """Number of this record; never used twice in a process."""
+        return self.number
+
+    def _key(self):
+        return (self.trace_id, self.span_id, self.trace_flags, self.local_root_span_id,
+                self.span_type)
+
+    def __eq__(self, other):
+        if not isinstance(other, Link):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __reduce__(self):
+        return new_link, self._key()
+
+    def __repr__(self):
+        return (f"Link(trace_id={self.trace_id:032x}, span_id={self.span_id:016x}, "
+                f"local_root_span_id={self.local_root_span_id:016x}, "
+                f"span_type={self.span_type!r}, trace_flags={self.trace_flags})")
+
+
+@cython.final
+@cython.freelist(256)
+cdef class ContextValue:
+    """What our ContextVar holds: the OTel context and the link of its span."""
+
+    def __cinit__(self):
+        global _alive
+        _alive += 1
+
+    def __dealloc__(self):
+        global _alive
+        _alive -= 1
+
+
+cdef inline void _put_u64(uint8_t* out, uint64_t number) noexcept:
+    cdef int i
+    for i in range(8):
+        out[i] = <uint8_t>(number >> (56 - 8 * i))
+
+
+cdef Link _make_link(object trace_id, uint64_t span_id, uint64_t local_root, uint8_t trace_flags,
+                     uint8_t span_type, uint8_t flags):
+    cdef uint8_t trace[16]
+    cdef uint8_t span[8]
+    cdef uint8_t root[8]
+    cdef Link link
+    _put_u64(trace, <uint64_t>(trace_id >> 64))
+    _put_u64(trace + 8, <uint64_t>(trace_id & 0xFFFFFFFFFFFFFFFF))
+    _put_u64(span, span_id)
+    _put_u64(root, local_root)
+    link = Link.__new__(Link)
+    link.record = link_new(trace, span, root, trace_flags, span_type, flags)
+    if link.record is NULL:
+        raise MemoryError("no link record left")
+    link.number = link.record.serial.load()
+    return link
+
+
+cdef Link _child_link(Link parent, uint64_t span_id, uint8_t trace_flags):
+    """A link in the same trace under the same local root: no 128-bit arithmetic needed."""
+    cdef uint8_t span[8]
+    cdef Link link = Link.__new__(Link)
+    _put_u64(span, span_id)
+    link.record = link_new(parent.record.trace_id, span, parent.record.local_root_span_id,
+                           trace_flags, parent.record.span_type, 0)
+    if link.record is NULL:
+        raise MemoryError("no link record left")
+    link.number = link.record.serial.load()
+    return link
+
+
+cdef inline uint64_t _get_u64(const uint8_t* data) noexcept:
+    cdef uint64_t number = 0
+    cdef int i
+    for i in range(8):
+        number = number << 8 | data[i]
+    return number
+
+
+cdef bint _same_trace(Link link, object trace_id):
+    # The low half decides almost always, and costs one conversion; both halves are compared.
+    return (_get_u64(link.record.trace_id + 8) == <uint64_t>(trace_id & 0xFFFFFFFFFFFFFFFF)
+            and _get_u64(link.record.trace_id) == <uint64_t>(trace_id >> 64))
+
+
+cdef uint8_t _intern_type(object text) except? 0:
+    cdef Py_ssize_t size
+    cdef const char* data
+    if not text:
+        return 0
+    data = PyUnicode_AsUTF8AndSize(text, &size)
+    return span_type_intern(data, <uint32_t>size)
+
+
+def new_link(trace_id, span_id, trace_flags, local_root_span_id, span_type):
+    """Makes a link.
+
+    Args:
+        trace_id: unsigned 128-bit integer, not 0.
+        span_id: unsigned 64-bit integer, not 0.
+        trace_flags: W3C trace flags, 0 to 255.
+        local_root_span_id: unsigned 64-bit integer.
+        span_type: kind of work of the local root, "" when not known (at most 31 bytes count).
+
+    Raises:
+        ValueError: an id is 0.
+        OverflowError: a number is out of range.
+        MemoryError: there are more than 16 million live links.
+    """
+    if not trace_id or not span_id:
+        raise ValueError("a link needs a trace id and a span id that are not 0")
+    return _make_link(trace_id, span_id, local_root_span_id, trace_flags,
+                      _intern_type(span_type), 0)
+
+
+def link_of(span):
+    """The link cached on a span object, None when it has none yet."""
+    return _cached(span)
+
+
+def set_link(span, Link link not None):
+    """Caches a link on a span object; spans that take no attributes are left alone."""
+    _cache(span, link)
+
+
+cdef inline Link _cached(object span):
+    link = getattr(span, _LINK_ATTRIBUTE, None)
+    return <Link>link if type(link) is Link else None
+
+
+cdef void _cache(object span, Link link):
+    try:
+        setattr(span, _LINK_ATTRIBUTE, link)
+    except Exception:
+        pass  # a span class with __slots__: derived again at its next attach
+
+
+cdef object _resolve_span_key():
+    # Not imported from here: the module may be half imported right now. Before it exists no
+    # context can hold a span.
+    global _span_key
+    module = sys.modules.get("opentelemetry.trace.propagation")
+    _span_key = getattr(module, "_SPAN_KEY", None)
+    return _span_key
+
+
+cdef object _resolve_baggage_key():
+    global _baggage_key
+    module = sys.modules.get("opentelemetry.baggage")
+    _baggage_key = getattr(module, "_BAGGAGE_KEY", None)
+    return _baggage_key
+
+
+cdef object _baggage_of(object context):
+    """The baggage dict of a context, None when there is none."""
+    cdef PyObject* found
+    key = _baggage_key if _baggage_key is not None else _resolve_baggage_key()
+    if key is None or not PyDict_Check(context):
+        return None
+    found = PyDict_GetItemWithError(context, key)
+    if found is NULL:
+        return None
+    baggage = <object>found
+    return baggage if PyDict_Check(baggage) else None
+
+
+cdef object _record_in(object baggage):
+    """(local root span id, span type) that a context's baggage carries, or None."""
+    root = baggage.get(_LOCAL_ROOT_KEY)
+    if type(root) is not str or len(root) != 16:
+        return None
+    try:
+        number = int(root, 16)
+    except ValueError:
+        return None
+    if not number:
+        return None
+    span_type = baggage.get(_SPAN_TYPE_KEY)
+    return number, span_type if type(span_type) is str else ""
+
+
+cdef object _span_in(object context):
+    cdef PyObject* found
+    key = _span_key if _span_key is not None else _resolve_span_key()
+    if key is None or not PyDict_Check(context) or PyDict_Size(context) == 0:
+        return None
+    found = PyDict_GetItemWithError(context, key)
+    return <object>found if found is not NULL else None
+
+
+cdef ContextValue _current_value():
+    cdef PyObject* found = NULL
+    PyContextVar_Get(_variable, NULL, &found)
+    if found is NULL:
+        return None
+    value = <object>found
+    Py_DECREF(found)
+    return <ContextValue>value
+
+
+cdef Link _derive(object span, object context):
+    """The link of a span that no processor of ours has seen: sampled out, remote, foreign."""
+    cdef Link link
+    cdef ContextValue current
+    get = getattr(span, "get_span_context", None)
+    if get is None:
+        return None
+    span_context = get()
+    if span_context is None or not span_context.is_valid:
+        return None
+    trace_id = span_context.trace_id
+    cdef uint64_t span_id = span_context.span_id
+    cdef uint8_t trace_flags = <uint8_t>(int(span_context.trace_flags) & 0xFF)
+
+    baggage = _baggage_of(context)
+    record = _record_in(baggage) if baggage else None
+    if record is not None:
+        link = _make_link(trace_id, span_id, record[0], trace_flags, _intern_type(record[1]), 0)
+    else:
+        current = _current_value()
+        link = None
+        if (not span_context.is_remote and current is not None and current.link is not None
+                and _same_trace(current.link, trace_id)
+                and not (current.link.record.flags & kLinkRemote)):
+            link = _child_link(current.link, span_id, trace_flags)
+        if link is None:
+            link = _make_link(trace_id, span_id, span_id, trace_flags, 0,
+                              kLinkRemote if span_context.is_remote else 0)
+    _cache(span, link)
+    return link
+
+
+cdef inline Link _link_for(object context):
+    cdef Link link
+    span = _span_in(context)
+    if span is None:
+        return None
+    link = _cached(span)
+    return link if link is not None else _derive(span, context)
+
+
+def link_for_context(context):
+    """The link that attaching `context` publishes, None when it holds no valid span."""
+    return _link_for(context)
+
+
+def current_link():
+    """The link that the native side holds for the calling thread, None when there is none.
+
+    Read back from the native record, so it says what a profiler sees now.
+    """
+    cdef ContextValue value = _current_value()
+    if value is None or value.link is None:
+        return None
+    if value.record is NULL or value.record.serial.load() != value.number:
+        return None
+    return value.link
+
+
+cdef Link _start_link(object span, object parent_context):
+    """The link of a span that starts: local root and type inherited, or its own."""
+    cdef Link link, parent_link = None
+    cdef ContextValue current
+    span_context = span.get_span_context()
+    cdef uint64_t span_id = span_context.span_id
+    cdef uint8_t trace_flags = <uint8_t>(int(span_context.trace_flags) & 0xFF)
+    parent = span.parent
+    if parent is not None:
+        if parent_context is None:
+            current = _current_value()
+            if current is not None:
+                parent_link = current.link
+                if parent_link is None and current.context is not None:
+                    parent_link = _link_for(current.context)
+        else:
+            parent_link = _link_for(parent_context)
+        if (parent_link is not None and not (parent_link.record.flags & kLinkRemote)
+                and _same_trace(parent_link, span_context.trace_id)):
+            link = _child_link(parent_link, span_id, trace_flags)
+            _cache(span, link)
+            return link
+        if not parent.is_remote:
+            # A local parent that we know nothing of (foreign provider): it is the root we know.
+            link = _make_link(span_context.trace_id, span_id, parent.span_id, trace_flags, 0, 0)
+            _cache(span, link)
+            return link
+    link = _make_link(span_context.trace_id, span_id, span_id, trace_flags,
+                      _intern_type(_type_of(span)), 0)
+    _cache(span, link)
+    return link
+
+
+cdef object _type_of(object span):
+    global _span_type_of
+    if _span_type_of is None:
+        from otel_proflink.span_type import span_type_of
+        _span_type_of = span_type_of
+    return _span_type_of(span.kind, span.attributes)
+
+
+cdef class SpanHooks:
+    """The native half of the span processor: links at start. Never raises."""
+
+    def on_start(self, span, parent_context=None):
+        """Links `span`; see `opentelemetry.sdk.trace.SpanProcessor.on_start`."""
+        try:
+            _start_link(span, parent_context)
+        except Exception:
+            _logger.debug("span not linked", exc_info=True)
+
+    def _on_ending(self, span):
+        pass
+
+
+cdef class RuntimeContext:
+    """OpenTelemetry runtime context whose values carry the link beside the context.
+
+    Chosen by `OTEL_PYTHON_CONTEXT=proflink`, or put over the active runtime context by
+    `otel_proflink.runtime_context.install`.
+
+    Args:
+        delegate: the runtime context that made the tokens and contexts which are not ours;
+            None makes a stock `ContextVarsRuntimeContext`.
+    """
+
+    cdef readonly object delegate
+    # False: a pass-through that publishes no links any more.
+    cdef public bint linking
+    cdef bint left
+    cdef object default
+
+    def __init__(self, delegate=None):
+        if delegate is None:
+            from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
+            delegate = ContextVarsRuntimeContext()
+        self.delegate = delegate
+        self.linking = True
+        self.left = False
+
+    @property
+    def alive(self):
+        """Values of ours still held by some context or token of this process."""
+        return _alive
+
+    def attach(self, context):
+        """Makes `context` current; returns the token that undoes it."""
+        cdef ContextValue value
+        cdef AttachSlot* slot
+        if not self.linking and self._leave():
+            return self.delegate.attach(context)
+        value = ContextValue.__new__(ContextValue)
+        value.context = context
+        if self.linking:
+            try:
+                value.link = _link_for(context)
+            except Exception:
+                value.link = None
+                _logger.debug("context attached without a link", exc_info=True)
+            if value.link is not None:
+                value.record = value.link.record
+                value.number = value.link.number
+        slot = attach_slot()
+        attach_begin(slot)
+        try:
+            return PyContextVar_Set(_variable, value)
+        finally:
+            attach_done(slot)
+
+    def get_current(self):
+        """The current `Context`, never None."""
+        cdef PyObject* found = NULL
+        PyContextVar_Get(_variable, NULL, &found)
+        if found is NULL:
+            return self.delegate.get_current()
+        context = (<ContextValue>found).context
+        Py_DECREF(found)
+        return context
+
+    def detach(self, token):
+        """Undoes the attach that returned `token`.
+
+        Raises:
+            ValueError: the token was made in another `contextvars.Context`.
+            RuntimeError: the token was used before.
+        """
+        cdef AttachSlot* slot
+        if getattr(token, "var", None) is not _variable:
+            self.delegate.detach(token)
+            return
+        slot = attach_slot()
+        attach_begin(slot)
+        try:
+            PyContextVar_Reset(_variable, token)
+        finally:
+            attach_done(slot)
+        if not self.linking:
+            self._leave()
+
+    def __repr__(self):
+        return f"<otel_proflink.RuntimeContext linking={self.linking} over {self.delegate!r}>"
+
+    cdef bint _leave(self):
+        """Takes a pass-through out of the API once no value of ours is alive."""
+        if self.left:
+            return _alive == 0
+        if _alive != 0:
+            return False
+        module = sys.modules.get("opentelemetry.context")
+        if module is None:
+            return False
+        if getattr(module, "_RUNTIME_CONTEXT", None) is self:
+            module._RUNTIME_CONTEXT = self.delegate
+            self.left = True
+        return True
+
+    def try_leave(self):
+        """True when this pass-through is (now) out of the API's way."""
+        return not self.linking and self._leave()
+
+
+_RuntimeContext.register(RuntimeContext)
+
+
+cdef class PropagatedCall:
+    """A submitted function with the context that it is to run under.
+
+    Args:
+        function: what was submitted.
+        context: a copied context; its baggage may carry the propagation record.
+    """
+
+    cdef object function
+    cdef object context
+
+    def __init__(self, function, context):
+        self.function = function
+        self.context = context
+
+    def __call__(self, *args, **kwargs):
+        token = None
+        module = None
+        try:
+            module = sys.modules["opentelemetry.context"]
+            token = module.attach(_unpack(self.context))
+        except Exception:
+            _logger.debug("submitted context not attached", exc_info=True)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            if token is not None:
+                module.detach(token)
+
+
+cdef object _unpack(object context):
+    """Turns the propagation record of `context` into a link; returns the context without it."""
+    global _context_type
+    baggage = _baggage_of(context)
+    if not baggage or _LOCAL_ROOT_KEY not in baggage:
+        return context
+    span = _span_in(context)
+    if span is not None and _cached(span) is None:
+        _derive(span, context)
+    rest = {name: value for name, value in baggage.items()
+            if name != _LOCAL_ROOT_KEY and name != _SPAN_TYPE_KEY}
+    entries = dict(context)
+    if rest:
+        entries[_baggage_key] = rest
+    else:
+        del entries[_baggage_key]
+    if _context_type is None:
+        from opentelemetry.context.context import Context
+        _context_type = Context
+    return _context_type(entries)
+
+
+def call_linked(Link link not None, function):
+    """Calls `function()` with `link` published, in the current context; for the self-test."""
+    cdef ContextValue value = ContextValue.__new__(ContextValue)
+    cdef AttachSlot* slot = attach_slot()
+    value.link = link
+    value.record = link.record
+    value.number = link.number
+    attach_begin(slot)
+    token = PyContextVar_Set(_variable, value)
+    attach_done(slot)
+    try:
+        return function()
+    finally:
+        attach_begin(slot)
+        PyContextVar_Reset(_variable, token)
+        attach_done(slot)
+
+
+def live_links():
+    """Links alive in this process."""
+    return link_live()
+
+
+cdef void _publish_key():
+    cdef ContextValue probe = ContextValue.__new__(ContextValue)
+    cdef uint32_t record_offset = <uint32_t>(<uintptr_t>&probe.record - <uintptr_t><void*>probe)
+    cdef uint32_t serial_offset = <uint32_t>(<uintptr_t>&probe.number - <uintptr_t><void*>probe)
+    context_key_publish(<void*>_variable, fold_hash(PyObject_Hash(_variable)),
+                        <void*><PyObject*>ContextValue, record_offset, serial_offset)
+
+
+_publish_key()

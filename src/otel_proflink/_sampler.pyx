@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, freethreading_compatible=True
+"""Python's face of the native sampler: start, stop, swap, encode."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.pystate cimport PyThreadState, PyThreadState_Get
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+from libcpp cimport bool as cbool
+
+import contextvars
+
+cdef extern from "Python.h":
+    uint64_t PyThreadState_GetID(PyThreadState*)
+
+cdef extern from "abi.h":
+    ctypedef struct ProflinkAbi:
+        int supported
+        const char* reason
+        uintptr_t bitmap_type
+        uintptr_t array_type
+
+    void proflink_abi_fill(ProflinkAbi*) noexcept
+
+cdef extern from "profile.hpp" namespace "otel_proflink" nogil:
+    cdef cppclass LinkData:
+        uint8_t local_root_span_id[8]
+        uint8_t span_type
+
+    cdef cppclass ProfiledThread:
+        int32_t tid
+
+    cdef cppclass Sample:
+        pass
+
+    cdef cppclass Table[T]:
+        uint32_t size()
+        T& operator[](uint32_t)
+
+    cdef cppclass Profile:
+        uint64_t start_unix_ns
+        uint64_t duration_ns
+        uint64_t period_ns
+        Table[LinkData] links
+        Table[ProfiledThread] threads
+        Table[Sample] samples
+
+    void profile_free(Profile*) noexcept
+    const char* span_type_text(uint8_t) noexcept
+
+cdef extern from "wire.hpp" namespace "otel_proflink" nogil:
+    cdef cppclass Buffer:
+        Buffer()
+        const unsigned char* data()
+        size_t size()
+
+cdef extern from "pprof.hpp" namespace "otel_proflink" nogil:
+    cdef cppclass Endpoint:
+        uint64_t local_root_span_id
+        const char* text
+        uint32_t size
+
+    cdef cppclass ThreadName:
+        int64_t tid
+        const char* text
+        uint32_t size
+
+    cbool encode_pprof(const Profile&, const Endpoint*, size_t, const ThreadName*, size_t,
+                       Buffer*) noexcept
+
+cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
+    cdef struct SamplerStats:
+        uint64_t ticks
+        uint64_t late_ticks
+        uint64_t snapshots
+        uint64_t retries
+        uint64_t give_ups
+        uint64_t read_errors
+        uint64_t table_overflows
+        uint64_t cpu_not_sampled_ns
+        uint64_t threads
+        uint64_t sampler_cpu_ns
+        uint64_t state_guesses
+
+    const char* sampler_start(const ProflinkAbi&, uint64_t, cbool) noexcept
+    void sampler_stop() noexcept
+    cbool sampler_running() noexcept
+    void sampler_ignore(int32_t, cbool) noexcept
+    Profile* sampler_swap() noexcept
+    float sampler_fill() noexcept
+    SamplerStats sampler_stats() noexcept
+
+cdef extern from "self_observation.hpp" namespace "otel_proflink":
+    cdef cppclass SelfObservation:
+        SelfObservation(const ProflinkAbi&)
+        const char* take(uintptr_t, uint64_t) noexcept
+        uint32_t depth() noexcept
+        const char* name(uint32_t, uint32_t*) noexcept
+        const char* file(uint32_t, uint32_t*) noexcept
+        int32_t line(uint32_t) noexcept
+        uint64_t link_serial() noexcept
+
+    uintptr_t current_hamt_root_type(const ProflinkAbi&, uintptr_t) noexcept
+
+cdef extern from "code_watcher.hpp" namespace "otel_proflink":
+    int code_watcher_add() noexcept
+    void code_watcher_clear(int) noexcept
+
+
+class SamplerError(RuntimeError):
+    """The sampler cannot run here; the message says why."""
+
+
+cdef ProflinkAbi _abi
+cdef bint _checked = False
+cdef int _watcher = -1
+
+memset(&_abi, 0, sizeof(_abi))
+
+
+def observe():
+    """What the sampler sees of the calling thread.
+
+    Returns:
+        (frames, serial): frames leaf first as (qualified name, file, line), and the serial of the
+        link that the thread's context carries, 0 for none.
+
+    Raises:
+        SamplerError: nothing trustworthy was seen.
+    """
+    cdef SelfObservation* seen = new SelfObservation(_abi)
+    cdef PyThreadState* tstate = PyThreadState_Get()
+    cdef const char* text
+    cdef const char* reason
+    cdef uint32_t size = 0
+    cdef uint32_t i
+    try:
+        reason = seen.take(<uintptr_t>tstate, PyThreadState_GetID(tstate))
+        if reason is not NULL:
+            raise SamplerError((<bytes>reason).decode())
+        frames = []
+        for i in range(seen.depth()):
+            text = seen.name(i, &size)
+            name = PyUnicode_DecodeUTF8(text, size, "replace")
+            text = seen.file(i, &size)
+            frames.append((name, PyUnicode_DecodeUTF8(text, size, "replace"), seen.line(i)))
+        return frames, seen.link_serial()
+    finally:
+        del seen
+
+
+def root_node_type(context):
+    """Address of the type of a `contextvars.Context`'s root node, 0 if it cannot be read."""
+    if type(context) is not contextvars.Context:
+        raise TypeError("a contextvars.Context is needed")
+    return current_hamt_root_type(_abi, <uintptr_t><void*>context)
+
+
+def learn_node_types(bitmap, array):
+    """Tells the walker the addresses of the two node types that contexts are made of."""
+    _abi.bitmap_type = bitmap
+    _abi.array_type = array
+
+
+def self_test():
+    """Checks that the compiled-in layout is the running interpreter's. Takes a few milliseconds.
+
+    Raises:
+        SamplerError: it is not, or this interpreter or platform is not supported.
+    """
+    global _checked
+    if _checked:
+        return
+    proflink_abi_fill(&_abi)
+    if not _abi.supported:
+        raise SamplerError((<bytes>_abi.reason).decode())
+    from otel_proflink import self_test as checks
+    checks.run()
+    _checked = True
+
+
+def start(rate_hz):
+    """Starts sampling. Does nothing when the sampler runs already.
+
+    Args:
+        rate_hz: ticks a second.
+
+    Raises:
+        SamplerError: the self-test failed, memory cannot be read, or no thread could be made.
+    """
+    global _watcher
+    cdef uint64_t period = <uint64_t>(1e9 / rate_hz)
+    cdef const char* reason
+    self_test()
+    if sampler_running():
+        return
+    if _watcher < 0:
+        _watcher = code_watcher_add()
+    reason = sampler_start(_abi, period, _watcher >= 0)
+    if reason is not NULL:
+        raise SamplerError((<bytes>reason).decode())
+
+
+def stop():
+    """Stops sampling; what was sampled stays until the next `swap`."""
+    global _watcher
+    with nogil:
+        sampler_stop()
+    if _watcher >= 0:
+        code_watcher_clear(_watcher)
+        _watcher = -1
+
+
+def running():
+    """True while the native thread samples."""
+    return sampler_running()
+
+
+def ignore_thread(native_id):
+    """Leaves a thread out of all profiles; at most 16 of them."""
+    sampler_ignore(native_id, True)
+
+
+def unignore_thread(native_id):
+    """Undoes `ignore_thread`."""
+    sampler_ignore(native_id, False)
+
+
+def fill():
+    """How full the current profile's tables are, 0 to 1."""
+    cdef float value
+    with nogil:
+        value = sampler_fill()
+    return value
+
+
+def stats():
+    """The sampler's own counters since the process started."""
+    cdef SamplerStats numbers
+    with nogil:
+        numbers = sampler_stats()
+    return dict(numbers)
+
+
+def swap():
+    """Takes everything sampled since the last swap, None when there is nothing to take."""
+    cdef Profile* profile
+    cdef Capture capture
+    with nogil:
+        profile = sampler_swap()
+    if profile is NULL:
+        return None
+    capture = Capture.__new__(Capture)
+    capture.profile = profile
+    return capture
+
+
+cdef class Capture:
+    """One swapped profile. Owns its native memory."""
+
+    cdef Profile* profile
+
+    def __init__(self):
+        raise TypeError("captures come from swap()")
+
+    def __dealloc__(self):
+        profile_free(self.profile)
+
+    @property
+    def start_unix_ns(self):
+        """Start of the interval, Unix time in nanoseconds."""
+        return self.profile.start_unix_ns
+
+    @property
+    def duration_ns(self):
+        """Length of the interval in nanoseconds."""
+        return self.profile.duration_ns
+
+    @property
+    def period_ns(self):
+        """Nominal time between two ticks in nanoseconds."""
+        return self.profile.period_ns
+
+    @property
+    def sample_count(self):
+        """Distinct (stack, link, thread, state) combinations."""
+        return self.profile.samples.size()
+
+    def local_roots(self):
+        """Local root span id to span type, of every link that occurs."""
+        cdef uint32_t i
+        roots = {}
+        for i in range(self.profile.links.size()):
+            root = int.from_bytes(self.profile.links[i].local_root_span_id[:8], "big")
+            roots[root] = (<bytes>span_type_text(self.profile.links[i].span_type)).decode()
+        return roots
+
+    def thread_ids(self):
+        """Native ids of the threads that occur."""
+        cdef uint32_t i
+        return [self.profile.threads[i].tid for i in range(self.profile.threads.size())]
+
+    def encode_pprof(self, *, endpoints, thread_names):
+        """The profile in pprof's format, uncompressed. Encoded without the GIL.
+
+        Args:
+            endpoints: local root span id to endpoint.
+            thread_names: native thread id to name.
+
+        Raises:
+            MemoryError: out of memory.
+        """
+        cdef size_t endpoint_count = len(endpoints)
+        cdef size_t name_count = len(thread_names)
+        cdef Endpoint* native_endpoints = <Endpoint*>malloc(
+            sizeof(Endpoint) * (endpoint_count + 1))
+        cdef ThreadName* native_names = <ThreadName*>malloc(sizeof(ThreadName) * (name_count + 1))
+        cdef Buffer* out = new Buffer()
+        cdef Py_ssize_t size = 0
+        cdef size_t i
+        cdef cbool done
+        try:
+            if native_endpoints is NULL or native_names is NULL:
+                raise MemoryError
+            # Both lists keep the strings alive while the encoder reads them.
+            endpoint_items = sorted(endpoints.items())
+            name_items = sorted(thread_names.items())
+            for i in range(endpoint_count):
+                native_endpoints[i].local_root_span_id = endpoint_items[i][0]
+                native_endpoints[i].text = PyUnicode_AsUTF8AndSize(endpoint_items[i][1], &size)
+                native_endpoints[i].size = <uint32_t>size
+            for i in range(name_count):
+                native_names[i].tid = name_items[i][0]
+                native_names[i].text = PyUnicode_AsUTF8AndSize(name_items[i][1], &size)
+                native_names[i].size = <uint32_t>size
+            with nogil:
+                done = encode_pprof(self.profile[0], native_endpoints, endpoint_count,
+                                    native_names, name_count, out)
+            if not done:
+                raise MemoryError("out of memory while encoding a profile")
+            return PyBytes_FromStringAndSize(<const char*>out.data(), out.size())
+        finally:
+            free(native_endpoints)
+            free(native_names)
+            del out

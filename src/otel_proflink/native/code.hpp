@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Code objects by identity, not by address: from frames to a stack of locations in a profile.
+#pragma once
+
+#include <atomic>
+
+#include "profile.hpp"
+#include "snapshot.hpp"
+#include "strings.hpp"
+
+namespace otel_proflink {
+
+// Code objects that the interpreter destroyed, from its code watcher (3.12+) to the sampler.
+// Any thread pushes, one drains, nobody waits.
+class DeadCodes {
+  public:
+    void push(std::uintptr_t code) noexcept;
+    // Moves what was pushed since the last call into `out`; kNoEntry: some were lost, distrust all.
+    std::uint32_t drain(std::uintptr_t* out, std::uint32_t capacity) noexcept;
+
+    static constexpr std::uint32_t kCapacity = 4096;
+
+  private:
+    std::atomic<std::uintptr_t> ring_[kCapacity]{};
+    std::atomic<std::uint64_t> head_{0};
+    std::uint64_t tail_ = 0;
+};
+
+PROFLINK_EXPORT DeadCodes& dead_codes() noexcept;
+PROFLINK_EXPORT void dead_code_push(std::uintptr_t code) noexcept;
+
+class CodeTable final : public FrameVisitor {
+  public:
+    CodeTable(Memory& memory, const ProflinkAbi& abi) noexcept : memory_(memory), abi_(abi) {}
+
+    bool reserve() noexcept;
+
+    // Starts afresh for a profile. `watched`: destroyed code objects are reported through
+    // dead_codes(); otherwise each use re-reads the code object's fingerprint.
+    bool begin(Profile* profile, bool watched) noexcept;
+
+    // Before each attempt: forgets code objects that died until now. Those that die while the
+    // attempt runs make visit() fail.
+    void prepare() noexcept { drain(nullptr); }
+
+    // Resolves the chain to locations while its frames keep the code objects alive.
+    bool visit(const Chain& chain) noexcept override;
+
+    // What visit() learnt is kept only if the snapshot was proven.
+    void commit() noexcept { pending_ = 0; }
+    void rollback() noexcept;
+
+    // The stack of the last visit, interned into the profile.
+    std::uint32_t intern_stack() noexcept;
+
+    float fill() const noexcept { return entries_.fill(); }
+
+  private:
+    // One interval's code objects and distinct instructions; the exporter swaps before they fill.
+    static constexpr std::uint32_t kMaxCodes = 1u << 16;
+    static constexpr std::uint32_t kMaxPlaces = 1u << 18;
+    static constexpr std::uint32_t kMaxHeader = 256;
+
+    struct Entry {
+        std::uintptr_t code;
+        std::uint64_t fingerprint;
+        std::uintptr_t linetable;
+        std::uint32_t function;
+        std::uint32_t units;
+        std::int32_t first_line;
+        std::uint32_t epoch;  // moves when the address gets another meaning
+        bool live;
+    };
+
+    struct Place {
+        std::uint32_t entry;
+        std::uint32_t epoch;
+        std::int32_t unit;
+        std::uint32_t location;
+    };
+
+    struct Header {
+        std::uintptr_t type, filename, name, qualname, linetable;
+        std::uint64_t units;
+        std::int32_t first_line;
+        std::uint64_t fingerprint;
+    };
+
+    bool drain(const Chain* chain) noexcept;
+    void forget(std::uintptr_t code) noexcept;
+    bool read_header(std::uintptr_t code, Header* header) noexcept;
+    bool fingerprint_names(Header* header) noexcept;
+    std::uint32_t lookup(std::uintptr_t code) noexcept;
+    std::uint32_t learn(std::uintptr_t code) noexcept;
+    bool locate(const Frame& frame, std::uint32_t* location) noexcept;
+
+    Memory& memory_;
+    const ProflinkAbi& abi_;
+    Profile* profile_ = nullptr;
+    bool watched_ = false;
+    Table<Entry> entries_;
+    Table<Place> places_;
+    Index entry_index_, place_index_;
+    std::uint32_t new_entries_[kMaxFrames];  // learnt since the last commit
+    std::uint32_t pending_ = 0;
+    std::uint32_t stack_[kMaxFrames + 1];
+    std::uint32_t stack_size_ = 0;
+    std::uintptr_t drained_[DeadCodes::kCapacity];
+    Utf8 name_, file_;
+};
+
+}  // namespace otel_proflink

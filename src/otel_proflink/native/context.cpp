@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "context.hpp"
+
+namespace otel_proflink {
+namespace {
+
+// CPython: 32 bits of hash, 5 a level, and one more level for collisions.
+constexpr int kMaxDepth = 8;
+// A collision node holds keys with equal 32-bit hashes: more than a few is garbage.
+constexpr std::uint64_t kMaxCollisions = 64;
+
+struct Pair {
+    std::uintptr_t key;
+    std::uintptr_t value;
+};
+
+enum class Find : std::uint8_t { found, absent, failed };
+
+Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
+                    std::uint32_t shift, std::uint32_t hash, Pair* pair) noexcept {
+    std::uint32_t bits = 0;
+    if (!memory.read(node + abi.context.bitmap_bits, &bits, sizeof(bits))) return Find::failed;
+    const std::uint32_t bit = 1u << ((hash >> shift) & 31u);
+    if ((bits & bit) == 0) return Find::absent;
+    const auto index = static_cast<std::uint32_t>(__builtin_popcount(bits & (bit - 1)));
+    if (!memory.read(node + abi.context.bitmap_pairs + index * sizeof(Pair), pair, sizeof(Pair))) {
+        return Find::failed;
+    }
+    return Find::found;
+}
+
+Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
+                       std::uintptr_t variable, std::uintptr_t* value) noexcept {
+    std::uint64_t size = 0;
+    if (!memory.read(node + abi.context.collision_size, &size, sizeof(size))) return Find::failed;
+    if (size % 2 != 0 || size > 2 * kMaxCollisions) return Find::failed;
+    for (std::uint64_t i = 0; i < size / 2; ++i) {
+        Pair pair{};
+        if (!memory.read(node + abi.context.collision_pairs + i * sizeof(Pair), &pair,
+                         sizeof(pair))) {
+            return Find::failed;
+        }
+        if (pair.key == variable) {
+            *value = pair.value;
+            return Find::found;
+        }
+    }
+    return Find::absent;
+}
+
+// The value under `key` in the HAMT whose root node is `node`.
+Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::uintptr_t node,
+          std::uintptr_t* value) noexcept {
+    std::uint32_t shift = 0;
+    for (int depth = 0; depth < kMaxDepth; ++depth, shift += 5) {
+        std::uintptr_t type = 0;
+        if (!memory.read(node + abi.object.object_type, &type, sizeof(type))) return Find::failed;
+        if (type == abi.array_type) {
+            if (shift > 30) return Find::failed;
+            const std::uint32_t index = (key.folded_hash >> shift) & 31u;
+            std::uintptr_t child = 0;
+            if (!memory.read(node + abi.context.array_children + index * sizeof(child), &child,
+                             sizeof(child))) {
+                return Find::failed;
+            }
+            if (child == 0) return Find::absent;
+            node = child;
+        } else if (type == abi.bitmap_type) {
+            if (shift > 30) return Find::failed;
+            Pair pair{};
+            const Find found = find_in_bitmap(memory, abi, node, shift, key.folded_hash, &pair);
+            if (found != Find::found) return found;
+            if (pair.key != 0) {
+                if (pair.key != key.variable) return Find::absent;
+                *value = pair.value;
+                return Find::found;
+            }
+            node = pair.value;
+        } else {
+            return find_in_collision(memory, abi, node, key.variable, value);
+        }
+        if (node == 0) return Find::failed;
+    }
+    return Find::failed;
+}
+
+bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t context,
+             std::uintptr_t* root) noexcept {
+    std::uintptr_t vars = 0;
+    return memory.read(context + abi.context.context_vars, &vars, sizeof(vars)) && vars != 0 &&
+           memory.read(vars + abi.context.hamt_root, root, sizeof(*root)) && *root != 0;
+}
+
+}  // namespace
+
+Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
+                 std::uintptr_t context) noexcept {
+    Label label;
+    if (context == 0) {
+        label.state = LabelState::none;
+        return label;
+    }
+    std::uintptr_t root = 0;
+    std::uintptr_t value = 0;
+    if (!root_of(memory, abi, context, &root)) return label;
+    switch (find(memory, abi, key, root, &value)) {
+        case Find::failed:
+            return label;
+        case Find::absent:
+            label.state = LabelState::none;
+            return label;
+        case Find::found:
+            break;
+    }
+    std::uintptr_t type = 0;
+    std::uintptr_t record = 0;
+    std::uint64_t serial = 0;
+    const ReadRequest requests[] = {
+        {value + abi.object.object_type, &type, sizeof(type)},
+        {value + key.record_offset, &record, sizeof(record)},
+        {value + key.serial_offset, &serial, sizeof(serial)},
+    };
+    if (!memory.read(requests, 3) || type != key.value_type) return label;
+    if (record == 0) {
+        label.state = LabelState::none;
+    } else if (link_read(record, serial, &label.link)) {
+        label.state = LabelState::linked;
+        label.serial = serial;
+    }
+    return label;
+}
+
+std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,
+                              std::uintptr_t context) noexcept {
+    std::uintptr_t root = 0;
+    std::uintptr_t type = 0;
+    if (!root_of(memory, abi, context, &root)) return 0;
+    if (!memory.read(root + abi.object.object_type, &type, sizeof(type))) return 0;
+    return type;
+}
+
+}  // namespace otel_proflink

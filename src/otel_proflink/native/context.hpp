@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From a `contextvars.Context` to the link in it, by reads alone.
+#pragma once
+
+#include "abi.h"
+#include "context_key.hpp"
+#include "link.hpp"
+#include "memory.hpp"
+
+namespace otel_proflink {
+
+enum class LabelState : std::uint8_t {
+    none,     // proven: no span is attached
+    linked,   // proven: this link
+    unknown,  // not proven either way
+};
+
+struct Label {
+    LabelState state = LabelState::unknown;
+    std::uint64_t serial = 0;  // of the link record
+    LinkData link{};
+};
+
+// Reads the label of `context` (the address of a PyContext, 0 = the thread has none yet). Alone
+// it proves nothing: the caller brackets it.
+Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
+                 std::uintptr_t context) noexcept;
+
+// For the self-test: the type and address of the root node of a context's HAMT; 0 on failure.
+std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,
+                              std::uintptr_t context) noexcept;
+
+}  // namespace otel_proflink

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "link.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+
+namespace otel_proflink {
+namespace {
+
+// 4096 records of 64 bytes: a chunk is 256 KiB, small beside the process and rare enough to map.
+constexpr std::uint32_t kChunkRecords = 4096;
+// 16.7 million live spans. Beyond it spans simply have no link.
+constexpr std::uint32_t kMaxChunks = 4096;
+constexpr std::uint32_t kNone = 0xffffffffu;
+
+std::atomic<LinkRecord*> g_chunks[kMaxChunks];
+std::atomic<std::uint32_t> g_used{0};  // records ever handed out by bumping
+std::atomic<std::uint64_t> g_serial{1};
+std::atomic<std::uint64_t> g_live{0};
+// Head of the free list: low half the index, high half a tag against ABA.
+std::atomic<std::uint64_t> g_free{kNone};
+
+LinkRecord* record_at(std::uint32_t index) noexcept {
+    LinkRecord* chunk = g_chunks[index / kChunkRecords].load(std::memory_order_acquire);
+    return chunk + index % kChunkRecords;
+}
+
+LinkRecord* pop_free() noexcept {
+    std::uint64_t head = g_free.load(std::memory_order_acquire);
+    for (;;) {
+        const auto index = static_cast<std::uint32_t>(head);
+        if (index == kNone) return nullptr;
+        LinkRecord* record = record_at(index);
+        // May be stale when another thread took the record: the tag makes the exchange fail then.
+        const std::uint32_t next = __atomic_load_n(&record->next_free, __ATOMIC_RELAXED);
+        const std::uint64_t want = ((head >> 32) + 1) << 32 | next;
+        if (g_free.compare_exchange_weak(head, want, std::memory_order_acq_rel)) return record;
+    }
+}
+
+LinkRecord* bump() noexcept {
+    std::uint32_t index = g_used.load(std::memory_order_relaxed);
+    do {
+        if (index >= kChunkRecords * kMaxChunks) return nullptr;
+    } while (!g_used.compare_exchange_weak(index, index + 1, std::memory_order_relaxed));
+
+    std::atomic<LinkRecord*>& place = g_chunks[index / kChunkRecords];
+    if (place.load(std::memory_order_acquire) == nullptr) {
+        void* memory = mmap(nullptr, sizeof(LinkRecord) * kChunkRecords, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) return nullptr;  // the index is lost, nothing else
+        LinkRecord* expected = nullptr;
+        if (!place.compare_exchange_strong(expected, static_cast<LinkRecord*>(memory),
+                                           std::memory_order_acq_rel)) {
+            munmap(memory, sizeof(LinkRecord) * kChunkRecords);  // never published
+        }
+    }
+    return record_at(index);
+}
+
+// The index of the record at `address`, or kNone if no record begins there.
+std::uint32_t index_of(std::uintptr_t address) noexcept {
+    const std::uint32_t used = g_used.load(std::memory_order_acquire);
+    const std::uint32_t chunks = (used + kChunkRecords - 1) / kChunkRecords;
+    for (std::uint32_t i = 0; i < chunks; ++i) {
+        const auto base =
+            reinterpret_cast<std::uintptr_t>(g_chunks[i].load(std::memory_order_acquire));
+        if (base == 0 || address < base) continue;
+        const std::uintptr_t offset = address - base;
+        if (offset >= sizeof(LinkRecord) * kChunkRecords) continue;
+        if (offset % sizeof(LinkRecord) != 0) return kNone;
+        return i * kChunkRecords + static_cast<std::uint32_t>(offset / sizeof(LinkRecord));
+    }
+    return kNone;
+}
+
+constexpr std::uint32_t kMaxTypes = 256;
+constexpr std::uint32_t kMaxTypeSize = 31;
+char g_types[kMaxTypes][kMaxTypeSize + 1];
+std::atomic<std::uint32_t> g_type_count{1};  // index 0: no type
+
+}  // namespace
+
+LinkRecord* link_new(const std::uint8_t trace_id[16], const std::uint8_t span_id[8],
+                     const std::uint8_t local_root_span_id[8], std::uint8_t trace_flags,
+                     std::uint8_t span_type, std::uint8_t flags) noexcept {
+    LinkRecord* record = pop_free();
+    if (record == nullptr) record = bump();
+    if (record == nullptr) return nullptr;
+    std::memcpy(record->trace_id, trace_id, 16);
+    std::memcpy(record->span_id, span_id, 8);
+    std::memcpy(record->local_root_span_id, local_root_span_id, 8);
+    record->trace_flags = trace_flags;
+    record->span_type = span_type;
+    record->flags = flags;
+    record->serial.store(g_serial.fetch_add(1, std::memory_order_relaxed),
+                         std::memory_order_release);
+    g_live.fetch_add(1, std::memory_order_relaxed);
+    return record;
+}
+
+void link_free(LinkRecord* record) noexcept {
+    const std::uint32_t index = index_of(reinterpret_cast<std::uintptr_t>(record));
+    if (index == kNone) return;
+    record->serial.store(0, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);  // readers see 0 before any new content
+    std::uint64_t head = g_free.load(std::memory_order_relaxed);
+    std::uint64_t want;
+    do {
+        __atomic_store_n(&record->next_free, static_cast<std::uint32_t>(head), __ATOMIC_RELAXED);
+        want = ((head >> 32) + 1) << 32 | index;
+    } while (!g_free.compare_exchange_weak(head, want, std::memory_order_acq_rel));
+    g_live.fetch_sub(1, std::memory_order_relaxed);
+}
+
+// The copy races with a thread that frees and refills the record; the serial, read before and
+// after, decides. Not instrumented, because the race is the protocol.
+__attribute__((no_sanitize("thread"))) bool link_read(std::uintptr_t address, std::uint64_t serial,
+                                                      LinkData* out) noexcept {
+    if (serial == 0) return false;
+    const std::uint32_t index = index_of(address);
+    if (index == kNone) return false;
+    const LinkRecord* record = record_at(index);
+    if (record->serial.load(std::memory_order_acquire) != serial) return false;
+    const volatile LinkRecord* racy = record;
+    for (int i = 0; i < 16; ++i) out->trace_id[i] = racy->trace_id[i];
+    for (int i = 0; i < 8; ++i) out->span_id[i] = racy->span_id[i];
+    for (int i = 0; i < 8; ++i) out->local_root_span_id[i] = racy->local_root_span_id[i];
+    out->trace_flags = racy->trace_flags;
+    out->span_type = racy->span_type;
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return record->serial.load(std::memory_order_relaxed) == serial;
+}
+
+std::uint64_t link_live() noexcept { return g_live.load(std::memory_order_relaxed); }
+
+std::uint8_t span_type_intern(const char* text, std::uint32_t size) noexcept {
+    if (size == 0) return 0;
+    if (size > kMaxTypeSize) size = kMaxTypeSize;
+    const std::uint32_t count = g_type_count.load(std::memory_order_acquire);
+    for (std::uint32_t i = 1; i < count; ++i) {
+        if (std::strncmp(g_types[i], text, size) == 0 && g_types[i][size] == '\0') {
+            return static_cast<std::uint8_t>(i);
+        }
+    }
+    if (count == kMaxTypes) return 0;
+    std::memcpy(g_types[count], text, size);
+    g_types[count][size] = '\0';
+    g_type_count.store(count + 1, std::memory_order_release);
+    return static_cast<std::uint8_t>(count);
+}
+
+const char* span_type_text(std::uint8_t index) noexcept {
+    return index < g_type_count.load(std::memory_order_acquire) ? g_types[index] : "";
+}
+
+}  // namespace otel_proflink

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Links as native code sees them: fixed records in memory that is never unmapped.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "export.hpp"
+
+namespace otel_proflink {
+
+enum LinkFlag : std::uint8_t {
+    // The span lives in another process and nothing said what its local root is here: a local
+    // child of it starts a local root of its own.
+    kLinkRemote = 1,
+};
+
+// One span as a profile sees it. Ids are in W3C byte order. 64 bytes: one cache line, so that a
+// sampler's read never touches two.
+struct alignas(64) LinkRecord {
+    std::atomic<std::uint64_t> serial;  // 0: free. Never reused: proves that the record is the one meant.
+    std::uint8_t trace_id[16];
+    std::uint8_t span_id[8];
+    std::uint8_t local_root_span_id[8];
+    std::uint8_t trace_flags;
+    std::uint8_t span_type;  // index into the span type table, 0 = none
+    std::uint8_t flags;      // LinkFlag
+    std::uint8_t reserved[5];
+    std::uint32_t next_free;  // index of the next free record, while this one is free
+};
+static_assert(sizeof(LinkRecord) == 64);
+
+// What the sampler keeps of a link: a plain copy.
+struct LinkData {
+    std::uint8_t trace_id[16];
+    std::uint8_t span_id[8];
+    std::uint8_t local_root_span_id[8];
+    std::uint8_t trace_flags;
+    std::uint8_t span_type;
+};
+
+// Takes a record from the slab, fills it and gives it a new serial. Lock-free; any thread.
+// Returns nullptr when memory or the slab's limit (kMaxLinks) is exhausted.
+PROFLINK_EXPORT LinkRecord* link_new(const std::uint8_t trace_id[16], const std::uint8_t span_id[8],
+                                     const std::uint8_t local_root_span_id[8],
+                                     std::uint8_t trace_flags, std::uint8_t span_type,
+                                     std::uint8_t flags) noexcept;
+
+// Gives a record back. Its serial becomes 0 first, so that a late reader sees that it is gone.
+PROFLINK_EXPORT void link_free(LinkRecord* record) noexcept;
+
+// Copies the record at `address` if it is a slab record that still has `serial`. Safe for any
+// address: nothing outside the slab is dereferenced.
+PROFLINK_EXPORT bool link_read(std::uintptr_t address, std::uint64_t serial, LinkData* out) noexcept;
+
+// Live records, for statistics.
+PROFLINK_EXPORT std::uint64_t link_live() noexcept;
+
+// Interns a span type (at most 255 of them, 31 bytes each; 0 = none or table full). GIL or
+// equivalent exclusion on the writing side; readers need none.
+PROFLINK_EXPORT std::uint8_t span_type_intern(const char* text, std::uint32_t size) noexcept;
+
+// The text of an interned span type, never nullptr.
+PROFLINK_EXPORT const char* span_type_text(std::uint8_t index) noexcept;
+
+}  // namespace otel_proflink

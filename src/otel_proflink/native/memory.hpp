@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Fault-free reads of our own process's memory: any address may be asked for.
+#pragma once
+
+#include <cstdint>
+
+#include "export.hpp"
+
+namespace otel_proflink {
+
+struct ReadRequest {
+    std::uintptr_t address;
+    void* into;
+    std::uint32_t size;
+};
+
+// The interface exists so that tests can hand the walker a memory that changes between reads.
+class Memory {
+  public:
+    // Reads all of the requests, in their order, or reports false. Never faults, never blocks on
+    // anything that the application can hold.
+    virtual bool read(const ReadRequest* requests, int count) noexcept = 0;
+
+    bool read(std::uintptr_t address, void* into, std::uint32_t size) noexcept {
+        const ReadRequest request{address, into, size};
+        return read(&request, 1);
+    }
+
+  protected:
+    ~Memory() = default;
+};
+
+// The ladder: process_vm_readv (one system call for a batch), else preads of /proc/self/mem.
+class ProcessMemory final : public Memory {
+  public:
+    using Memory::read;
+    bool read(const ReadRequest* requests, int count) noexcept override;
+
+    // Picks the first rung that really reads, and really refuses a bad address. False with
+    // `reason` when none does. Call again in a forked child.
+    bool open(const char** reason) noexcept;
+    void close() noexcept;
+
+    std::uint64_t failures() const noexcept { return failures_; }
+    const char* name() const noexcept { return fd_ >= 0 ? "/proc/self/mem" : "process_vm_readv"; }
+
+  private:
+    bool read_vm(const ReadRequest* requests, int count) noexcept;
+    bool read_file(const ReadRequest* requests, int count) noexcept;
+    bool probe() noexcept;
+
+    int pid_ = 0;
+    int fd_ = -1;
+    std::uint64_t failures_ = 0;
+};
+
+}  // namespace otel_proflink

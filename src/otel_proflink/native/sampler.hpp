@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sampling thread. It never takes the GIL, calls no Python and allocates nothing in a tick.
+#pragma once
+
+#include "abi.h"
+#include "profile.hpp"
+
+namespace otel_proflink {
+
+struct SamplerStats {
+    std::uint64_t ticks;
+    std::uint64_t late_ticks;      // woke more than half a period late
+    std::uint64_t snapshots;       // threads read
+    std::uint64_t retries;         // attempts that something changed under
+    std::uint64_t give_ups;        // threads reported as unreadable after the last attempt
+    std::uint64_t read_errors;     // addresses that could not be read
+    std::uint64_t table_overflows;
+    std::uint64_t cpu_not_sampled_ns;  // burnt by threads that no sample ever caught running
+    std::uint64_t threads;
+    std::uint64_t sampler_cpu_ns;
+    std::uint64_t state_guesses;   // 1: the kernel does not tell thread states
+};
+
+// All of these return nullptr on success, else the reason in plain words.
+
+// Checks that the layout in `abi` holds for this interpreter is the caller's business (self-test).
+PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
+                                          bool code_watcher) noexcept;
+PROFLINK_EXPORT void sampler_stop() noexcept;
+PROFLINK_EXPORT bool sampler_running() noexcept;
+PROFLINK_EXPORT void sampler_ignore(std::int32_t tid, bool ignored) noexcept;
+
+// Everything since the last swap; the caller owns it. nullptr: never started, or out of memory.
+PROFLINK_EXPORT Profile* sampler_swap() noexcept;
+PROFLINK_EXPORT float sampler_fill() noexcept;
+PROFLINK_EXPORT SamplerStats sampler_stats() noexcept;
+PROFLINK_EXPORT const char* sampler_reader() noexcept;
+
+}  // namespace otel_proflink

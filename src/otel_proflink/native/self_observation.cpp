@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "self_observation.hpp"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <new>
+
+#include "code.hpp"
+
+namespace otel_proflink {
+namespace {
+
+// Too large for a caller's stack.
+struct Workspace {
+    explicit Workspace(const ProflinkAbi& abi) noexcept
+        : codes(memory, abi), snapshotter(memory, abi, context_key()) {}
+    ProcessMemory memory;
+    CodeTable codes;
+    Snapshotter snapshotter;
+    Chain chain;
+    CachedLabel label;
+};
+
+const AttachSlot* slot_of(std::int32_t tid) noexcept {
+    const AttachSlot* slots = attach_slots();
+    for (std::uint32_t i = 0; i < attach_slots_high(); ++i) {
+        if (slots[i].tid.load(std::memory_order_acquire) == tid) return &slots[i];
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+const char* SelfObservation::take(std::uintptr_t tstate, std::uint64_t id) noexcept {
+    profile_free(profile_);
+    profile_ = Profile::create(1);
+    auto* place = static_cast<Workspace*>(std::malloc(sizeof(Workspace)));
+    if (profile_ == nullptr || place == nullptr) {
+        std::free(place);
+        return "out of memory";
+    }
+    auto* work = new (place) Workspace(abi_);
+    const auto tid = static_cast<std::int32_t>(syscall(SYS_gettid));
+    const ThreadKey key{tstate, id, tid, slot_of(tid), attach_slots_assigned()};
+    const char* reason = nullptr;
+    if (work->memory.open(&reason) && !work->codes.begin(profile_, false)) {
+        reason = "out of memory";
+    }
+    if (reason == nullptr) {
+        switch (work->snapshotter.take(key, &work->label, &work->chain, &work->codes)) {
+            case SnapshotResult::ok:
+                stack_ = work->codes.intern_stack();
+                if (work->label.label.state == LabelState::linked) {
+                    serial_ = work->label.label.serial;
+                } else if (work->label.label.state == LabelState::none) {
+                    serial_ = 0;
+                }
+                break;
+            case SnapshotResult::no_frames:
+                reason = "no frame was found where there is one";
+                break;
+            case SnapshotResult::gone:
+                reason = "the thread state's fields are not where they should be";
+                break;
+            case SnapshotResult::torn:
+                reason = "the frames or the context of a thread at rest could not be read";
+                break;
+        }
+    }
+    work->memory.close();
+    work->~Workspace();
+    std::free(place);
+    return reason;
+}
+
+std::uint32_t SelfObservation::depth() const noexcept { return profile_->stacks[stack_].count; }
+
+const Function& SelfObservation::function(std::uint32_t frame) const noexcept {
+    const std::uint32_t location = profile_->frames[profile_->stacks[stack_].first + frame];
+    return profile_->functions[profile_->locations[location].function];
+}
+
+const char* SelfObservation::text(std::uint32_t string, std::uint32_t* size) const noexcept {
+    *size = profile_->strings[string].size;
+    return &profile_->text[profile_->strings[string].offset];
+}
+
+const char* SelfObservation::name(std::uint32_t frame, std::uint32_t* size) const noexcept {
+    return text(function(frame).name, size);
+}
+
+const char* SelfObservation::file(std::uint32_t frame, std::uint32_t* size) const noexcept {
+    return text(function(frame).file, size);
+}
+
+std::int32_t SelfObservation::line(std::uint32_t frame) const noexcept {
+    return profile_->locations[profile_->frames[profile_->stacks[stack_].first + frame]].line;
+}
+
+std::uintptr_t current_hamt_root_type(const ProflinkAbi& abi, std::uintptr_t context) noexcept {
+    ProcessMemory memory;
+    const char* reason = nullptr;
+    if (!memory.open(&reason)) return 0;
+    const std::uintptr_t type = hamt_root_type(memory, abi, context);
+    memory.close();
+    return type;
+}
+
+}  // namespace otel_proflink

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "thread_state.hpp"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace otel_proflink {
+namespace {
+std::atomic<bool> g_available{true};
+}  // namespace
+
+bool StateFile::available() noexcept { return g_available.load(std::memory_order_relaxed); }
+
+bool thread_cpu_ns(std::int32_t tid, std::uint64_t* ns) noexcept {
+    // CPUCLOCK_SCHED of one thread, as in the kernel's include/linux/posix-timers.h.
+    const auto clock = static_cast<clockid_t>((~static_cast<unsigned>(tid) << 3) | 6u);
+    timespec time;
+    if (clock_gettime(clock, &time) != 0) return false;
+    *ns = static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000u +
+          static_cast<std::uint64_t>(time.tv_nsec);
+    return true;
+}
+
+ThreadState StateFile::read(std::int32_t tid, std::uintptr_t gil_begin, std::uintptr_t gil_end,
+                            bool keep_open) noexcept {
+    int fd = fd_;
+    if (fd < 0) {
+        char path[64];
+        std::snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", tid);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (keep_open) fd_ = fd;
+    }
+    char text[256];
+    const ssize_t size = fd < 0 ? -1 : pread(fd, text, sizeof(text) - 1, 0);
+    if (fd >= 0 && fd != fd_) ::close(fd);
+    if (size <= 0) {
+        close();
+        // A thread that is just gone looks the same; then its CPU clock will say so next time.
+        if (access("/proc/self/syscall", R_OK) != 0) {
+            g_available.store(false, std::memory_order_relaxed);
+        }
+        return ThreadState::running;
+    }
+    text[size] = '\0';
+    if (std::strncmp(text, "running", 7) == 0) return ThreadState::running;
+    char* rest = nullptr;
+    const long number = std::strtol(text, &rest, 10);
+    if (number == SYS_futex && rest != nullptr) {
+        const auto address = static_cast<std::uintptr_t>(std::strtoull(rest, nullptr, 16));
+        if (address >= gil_begin && address < gil_end) return ThreadState::gil_wait;
+    }
+    return ThreadState::blocked;
+}
+
+void StateFile::close() noexcept {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+}
+
+}  // namespace otel_proflink

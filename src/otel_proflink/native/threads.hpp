@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The main interpreter's thread states, found by reads alone and kept from tick to tick.
+#pragma once
+
+#include "arena.hpp"
+#include "snapshot.hpp"
+#include "thread_state.hpp"
+
+namespace otel_proflink {
+
+struct SampledThread {
+    ThreadKey key;
+    StateFile state_file;
+    CachedLabel label;
+    std::uint64_t attaches = 0;     // the slot's counter when last looked at
+    std::uint64_t cpu_ns = 0;       // its CPU clock then
+    std::uint64_t polled_ns = 0;    // monotonic time then: weights start from here
+    std::uint64_t next_tick = 0;    // not looked at before, unless it attaches
+    std::uint32_t idle_polls = 0;
+    std::uint32_t sample = kNoEntry;  // what its time is credited to while nothing changes
+    std::uint32_t profiled = kNoEntry;
+    std::uint64_t cpu_carried_ns = 0;  // burnt in an earlier interval that had no sample for it
+    bool fresh = true;                 // to be read even if its clock stands still
+};
+
+class ThreadList {
+  public:
+    ThreadList(Memory& memory, const ProflinkAbi& abi) noexcept : memory_(memory), abi_(abi) {}
+
+    bool reserve() noexcept { return threads_.reserve(kMaxThreads); }
+
+    // Learns of new thread states and slots. `first`: threads found now existed before, so their
+    // CPU clocks count from now; later ones count from their birth.
+    void refresh(std::uint64_t tick, std::uint64_t now_ns, std::uint64_t period_ns,
+                 bool first) noexcept;
+    void remove(std::uint32_t index) noexcept;
+    // The next refresh walks the whole list: a thread state was not what the list said.
+    void distrust() noexcept { distrusted_ = true; }
+    // Finds the attach slots of threads that got theirs since the last call.
+    void resolve_slots() noexcept;
+    void clear() noexcept;
+    void ignore(std::int32_t tid, bool ignored) noexcept;
+
+    std::uint32_t size() const noexcept { return size_; }
+    SampledThread& operator[](std::uint32_t i) noexcept { return threads_[i]; }
+    std::uint32_t open_files() const noexcept;
+
+  private:
+    // Threads beyond this are not sampled (counted by the kernel's own limit long before).
+    static constexpr std::uint32_t kMaxThreads = 1u << 15;
+    static constexpr std::uint32_t kMaxIgnored = 16;
+    // A full re-walk finds thread states that ended while their thread lives on (C threads).
+    static constexpr std::uint64_t kWalkEvery = 128;
+
+    bool walk(std::uint64_t now_ns, std::uint64_t period_ns, bool first, bool whole) noexcept;
+    SampledThread* find(std::uintptr_t tstate, std::uint64_t id) noexcept;
+    bool ignored(std::int32_t tid) const noexcept;
+
+    Memory& memory_;
+    const ProflinkAbi& abi_;
+    Reserved<SampledThread> threads_;
+    std::uint32_t size_ = 0;
+    std::uintptr_t head_ = 0;
+    std::uint64_t next_id_ = 0;
+    std::uint64_t assigned_ = 0;
+    bool distrusted_ = false;
+    std::atomic<std::int32_t> ignored_[kMaxIgnored]{};
+};
+
+}  // namespace otel_proflink

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start-up self-test: does the sampler see what the interpreter says?
+
+Python functions on purpose: they are the known call chain. Needs a few milliseconds, once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import Context, ContextVar
+from types import FrameType
+from typing import TypeVar
+
+from otel_proflink import _linker, _sampler
+
+Seen = tuple[list[tuple[str, str, int]], int]
+T = TypeVar("T")
+
+# Root nodes of a context's variables change their type between these sizes; 64 is in between and
+# has child nodes of both types.
+_SIZES = (1, 64, 2000)
+
+
+def _refuse(what: str) -> _sampler.SamplerError:
+    return _sampler.SamplerError(
+        f"self-test failed on CPython {sys.version.split()[0]}: {what}; not sampling"
+    )
+
+
+def _expected(frame: FrameType | None) -> list[tuple[str, str, int]]:
+    chain = []
+    while frame is not None:
+        chain.append((frame.f_code.co_qualname, frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return chain
+
+
+def _leaf() -> tuple[Seen, list[tuple[str, str, int]]]:
+    # One line: both ends of the comparison must see the same line number.
+    return _sampler.observe(), _expected(sys._getframe())
+
+
+def _généré_名前() -> Iterator[tuple[Seen, list[tuple[str, str, int]]]]:
+    yield _leaf()
+
+
+def _through_generator() -> tuple[Seen, list[tuple[str, str, int]]]:
+    return next(_généré_名前())
+
+
+def _through_c_code() -> tuple[Seen, list[tuple[str, str, int]]]:
+    return max([0], key=lambda _: 0) or [*map(lambda _: _through_generator(), [0])][0]  # noqa: C417
+
+
+def _check_chain() -> None:
+    (frames, _), expected = _through_c_code()
+    for seen, known in zip(frames, expected, strict=False):
+        if seen[0] != known[0] or seen[2] != known[2]:
+            raise _refuse(f"a frame of {known[0]}:{known[2]} was read as {seen[0]}:{seen[2]}")
+    if len(frames) != len(expected) and len(expected) < 1000:
+        raise _refuse(f"{len(frames)} frames were read of {len(expected)}")
+
+
+def _in_context(variables: list[ContextVar[int]], size: int, function: Callable[[], T]) -> T:
+    def fill() -> T:
+        for variable in variables[:size]:
+            variable.set(size)
+        return function()
+
+    return Context().run(fill)
+
+
+def _check_contexts() -> None:
+    # Differently named: equal names could share a hash, and then a node.
+    variables = [ContextVar(f"proflink.self_test.{i}", default=0) for i in range(max(_SIZES))]
+
+    def root_type() -> int:
+        import contextvars
+
+        return _sampler.root_node_type(contextvars.copy_context())
+
+    bitmap = _in_context(variables, 1, root_type)
+    array = _in_context(variables, max(_SIZES), root_type)
+    if not bitmap or not array or bitmap == array:
+        raise _refuse("the nodes of a context's variables were not recognised")
+    _sampler.learn_node_types(bitmap, array)
+
+    link = _linker.new_link(1 << 127 | 1, 1, 1, 1, "")
+    for size in _SIZES:
+        _, serial = _in_context(variables, size, _sampler.observe)
+        if serial != 0:
+            raise _refuse(f"a link was found in a context of {size} variables that has none")
+        _, serial = _in_context(
+            variables, size, lambda: _linker.call_linked(link, _sampler.observe)
+        )
+        if serial != link.serial:
+            raise _refuse(f"the link in a context of {size} variables was not found")
+
+
+def run() -> None:
+    """Raises `SamplerError` when this interpreter is not laid out as compiled in."""
+    _check_contexts()
+    _check_chain()
