@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "context.hpp"
 
+#include <cstring>
+
 namespace otel_proflink {
 namespace {
 
@@ -16,17 +18,42 @@ struct Pair {
 
 enum class Find : std::uint8_t { found, absent, failed };
 
-Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
-                    std::uint32_t shift, std::uint32_t hash, Pair* pair) noexcept {
-    std::uint32_t bits = 0;
-    if (!memory.read(node + abi.context.bitmap_bits, &bits, sizeof(bits))) return Find::failed;
+// The head of a node. Most contexts hold a few variables, so the first pairs are read with it.
+struct Node {
+    static constexpr std::uint32_t kPairs = 3;
+    unsigned char raw[32 + kPairs * sizeof(Pair)];
+    std::uint32_t size = 0;
+};
+
+template <typename T>
+T load(const unsigned char* from) noexcept {
+    T value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+bool read_node(Memory& memory, const ProflinkAbi& abi, std::uintptr_t address,
+               Node* node) noexcept {
+    node->size = sizeof(node->raw);
+    if (memory.read(address, node->raw, node->size)) return true;
+    // The object may end where its page does.
+    node->size = abi.context.bitmap_pairs;
+    return memory.read(address, node->raw, node->size);
+}
+
+Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t address,
+                    const Node& node, std::uint32_t shift, std::uint32_t hash,
+                    Pair* pair) noexcept {
+    const auto bits = load<std::uint32_t>(node.raw + abi.context.bitmap_bits);
     const std::uint32_t bit = 1u << ((hash >> shift) & 31u);
     if ((bits & bit) == 0) return Find::absent;
     const auto index = static_cast<std::uint32_t>(__builtin_popcount(bits & (bit - 1)));
-    if (!memory.read(node + abi.context.bitmap_pairs + index * sizeof(Pair), pair, sizeof(Pair))) {
-        return Find::failed;
+    const auto at = static_cast<std::uint32_t>(abi.context.bitmap_pairs + index * sizeof(Pair));
+    if (at + sizeof(Pair) <= node.size) {
+        *pair = load<Pair>(node.raw + at);
+        return Find::found;
     }
-    return Find::found;
+    return memory.read(address + at, pair, sizeof(Pair)) ? Find::found : Find::failed;
 }
 
 Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
@@ -53,8 +80,9 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
           std::uintptr_t* value) noexcept {
     std::uint32_t shift = 0;
     for (int depth = 0; depth < kMaxDepth; ++depth, shift += 5) {
-        std::uintptr_t type = 0;
-        if (!memory.read(node + abi.object.object_type, &type, sizeof(type))) return Find::failed;
+        Node head;
+        if (!read_node(memory, abi, node, &head)) return Find::failed;
+        const auto type = load<std::uintptr_t>(head.raw + abi.object.object_type);
         if (type == abi.array_type) {
             if (shift > 30) return Find::failed;
             const std::uint32_t index = (key.folded_hash >> shift) & 31u;
@@ -68,7 +96,7 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
         } else if (type == abi.bitmap_type) {
             if (shift > 30) return Find::failed;
             Pair pair{};
-            const Find found = find_in_bitmap(memory, abi, node, shift, key.folded_hash, &pair);
+            const Find found = find_in_bitmap(memory, abi, node, head, shift, key.folded_hash, &pair);
             if (found != Find::found) return found;
             if (pair.key != 0) {
                 if (pair.key != key.variable) return Find::absent;
@@ -84,17 +112,16 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
     return Find::failed;
 }
 
-bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t context,
+bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t variables,
              std::uintptr_t* root) noexcept {
-    std::uintptr_t vars = 0;
-    return memory.read(context + abi.context.context_vars, &vars, sizeof(vars)) && vars != 0 &&
-           memory.read(vars + abi.context.hamt_root, root, sizeof(*root)) && *root != 0;
+    return variables != 0 &&
+           memory.read(variables + abi.context.hamt_root, root, sizeof(*root)) && *root != 0;
 }
 
 }  // namespace
 
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
-                 std::uintptr_t context) noexcept {
+                 std::uintptr_t context, std::uintptr_t variables) noexcept {
     Label label;
     if (context == 0) {
         label.state = LabelState::none;
@@ -102,7 +129,7 @@ Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
     }
     std::uintptr_t root = 0;
     std::uintptr_t value = 0;
-    if (!root_of(memory, abi, context, &root)) return label;
+    if (!root_of(memory, abi, variables, &root)) return label;
     switch (find(memory, abi, key, root, &value)) {
         case Find::failed:
             return label;
@@ -132,9 +159,13 @@ Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
 
 std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,
                               std::uintptr_t context) noexcept {
+    std::uintptr_t variables = 0;
     std::uintptr_t root = 0;
     std::uintptr_t type = 0;
-    if (!root_of(memory, abi, context, &root)) return 0;
+    if (!memory.read(context + abi.context.context_vars, &variables, sizeof(variables)) ||
+        !root_of(memory, abi, variables, &root)) {
+        return 0;
+    }
     if (!memory.read(root + abi.object.object_type, &type, sizeof(type))) return 0;
     return type;
 }

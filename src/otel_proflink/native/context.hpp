@@ -22,12 +22,12 @@ struct Label {
     LinkData link{};
 };
 
-// Reads the label of `context` (the address of a PyContext, 0 = the thread has none yet). Alone
-// it proves nothing: the caller brackets it.
+// Reads the label of `context` (the address of a PyContext, 0 = the thread has none yet), whose
+// variables are the HAMT at `variables`. Alone it proves nothing: the caller brackets it.
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
-                 std::uintptr_t context) noexcept;
+                 std::uintptr_t context, std::uintptr_t variables) noexcept;
 
-// For the self-test: the type and address of the root node of a context's HAMT; 0 on failure.
+// For the self-test: the type of the root node of a context's HAMT; 0 on failure.
 std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,
                               std::uintptr_t context) noexcept;
 

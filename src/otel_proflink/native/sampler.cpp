@@ -16,8 +16,9 @@ namespace otel_proflink {
 namespace {
 
 constexpr std::uint64_t kSecond = 1'000'000'000;
-// A call-heavy loop changes under one read in three; four attempts leave about one in a hundred.
-constexpr int kAttempts = 4;
+// A snapshot takes about 10 us. Work that changes its span or its callers more often than that
+// tears most of them; eight attempts keep the unreadable share small and the tick bounded.
+constexpr int kAttempts = 8;
 // A thread that has been idle this long is looked at less often, up to every kMaxBackoff ticks:
 // even its clock costs half a microsecond. An attach brings it back at once.
 constexpr std::uint32_t kIdlePolls = 20;
@@ -269,31 +270,27 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     ++stats_.snapshots;
     SnapshotResult result = SnapshotResult::torn;
     ThreadState state = ThreadState::blocked;
+    std::uint64_t cpu_before = thread.cpu_ns;
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
         if (attempt != 0) {
             ++stats_.retries;
             threads_.resolve_slots();
         }
-        state = state_of(thread);
-        std::uint64_t cpu_before = 0;
-        std::uint64_t cpu_after = 0;
-        if (state != ThreadState::running) thread_cpu_ns(thread.key.tid, &cpu_before);
         codes_.prepare();
-        result = snapshotter_.take(thread.key, &thread.label, &chain_, &codes_);
+        result = snapshotter_.take(thread.key, &thread.cache, &chain_, &codes_);
         if (result == SnapshotResult::gone) return codes_.rollback(), false;
         if (result == SnapshotResult::torn) {
             codes_.rollback();
             continue;
         }
         codes_.commit();
-        // The state must hold for the stack: still runnable, or not run at all meanwhile.
-        bool held;
-        if (state == ThreadState::running) {
-            held = state_of(thread) == ThreadState::running;
-        } else {
-            held = thread_cpu_ns(thread.key.tid, &cpu_after) && cpu_after == cpu_before;
-        }
-        if (held) break;
+        // The state must hold for the stack: a thread that sleeps now must not have run since
+        // before the snapshot, else it may have gone to sleep elsewhere.
+        state = state_of(thread);
+        std::uint64_t cpu = 0;
+        if (state == ThreadState::running) break;
+        if (thread_cpu_ns(thread.key.tid, &cpu) && cpu == cpu_before) break;
+        cpu_before = cpu;
         result = SnapshotResult::torn;
     }
 
@@ -306,8 +303,8 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     } else {
         stack = result == SnapshotResult::ok ? codes_.intern_stack()
                                              : profile_->marker_stack("[no Python frame]");
-        if (thread.label.label.state == LabelState::linked) {
-            link = profile_->link(thread.label.label.link);
+        if (thread.cache.label.state == LabelState::linked) {
+            link = profile_->link(thread.cache.label.link);
         }
     }
     std::uint64_t elapsed = now - thread.polled_ns;

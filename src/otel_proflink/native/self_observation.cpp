@@ -20,7 +20,7 @@ struct Workspace {
     CodeTable codes;
     Snapshotter snapshotter;
     Chain chain;
-    CachedLabel label;
+    ThreadCache cache;
 };
 
 const AttachSlot* slot_of(std::int32_t tid) noexcept {
@@ -49,12 +49,12 @@ const char* SelfObservation::take(std::uintptr_t tstate, std::uint64_t id) noexc
         reason = "out of memory";
     }
     if (reason == nullptr) {
-        switch (work->snapshotter.take(key, &work->label, &work->chain, &work->codes)) {
+        switch (work->snapshotter.take(key, &work->cache, &work->chain, &work->codes)) {
             case SnapshotResult::ok:
                 stack_ = work->codes.intern_stack();
-                if (work->label.label.state == LabelState::linked) {
-                    serial_ = work->label.label.serial;
-                } else if (work->label.label.state == LabelState::none) {
+                if (work->cache.label.state == LabelState::linked) {
+                    serial_ = work->cache.label.serial;
+                } else if (work->cache.label.state == LabelState::none) {
                     serial_ = 0;
                 }
                 break;

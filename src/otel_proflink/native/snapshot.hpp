@@ -35,9 +35,12 @@ struct LabelProof {
     }
 };
 
-struct CachedLabel {
+// What one thread's snapshots remember of the last one.
+struct ThreadCache {
     LabelProof proof;
     Label label;
+    std::uintptr_t chunk = 0;  // its live data stack chunk, and that chunk's size
+    std::uint64_t chunk_size = 0;
 };
 
 enum class SnapshotResult : std::uint8_t {
@@ -62,8 +65,8 @@ class Snapshotter {
     Snapshotter(Memory& memory, const ProflinkAbi& abi, const ContextKey& key) noexcept
         : memory_(memory), abi_(abi), key_(key), reader_(memory, abi) {}
 
-    // One attempt. `cached` is the thread's last proven label and is kept up to date.
-    SnapshotResult take(const ThreadKey& thread, CachedLabel* cached, Chain* chain,
+    // One attempt. `cache` is the thread's own and is kept up to date.
+    SnapshotResult take(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
                         FrameVisitor* visitor) noexcept;
 
   private:
@@ -71,18 +74,20 @@ class Snapshotter {
         std::uintptr_t interp;
         std::uint64_t id;
         std::uint64_t native_id;
-        std::uintptr_t frame;  // or _PyCFrame
-        std::uintptr_t leaf;
+        std::uintptr_t leaf_at;  // where the leaf frame's address is
         DataStack stack;
         LabelProof proof;
     };
 
-    // The leaf-side frames that the second read checks: while they stand unchanged, the callers
-    // further down cannot have returned.
-    static constexpr std::uint32_t kRecheckFrames = 64;
+    // Times that the two copies of the data stack are taken before the attempt is given up: a
+    // copy is cheap, and what they have to agree on is short-lived only in call-heavy code.
+    static constexpr int kCopies = 6;
+    // Upper bound of abi.thread.size over all supported versions.
+    static constexpr std::uint32_t kMaxHead = 512;
 
     static void read_counters(const ThreadKey& thread, LabelProof* proof) noexcept;
-    bool read_head(const ThreadKey& thread, Head* head) noexcept;
+    void parse_head(const unsigned char* raw, const ThreadKey& thread, Head* head) noexcept;
+    bool read_head(const ThreadKey& thread, ThreadCache* cache, Head* head) noexcept;
 
     Memory& memory_;
     const ProflinkAbi& abi_;

@@ -37,6 +37,13 @@ SampledThread* ThreadList::find(std::uintptr_t tstate, std::uint64_t id) noexcep
     return nullptr;
 }
 
+bool ThreadList::runs_already(std::int32_t tid) const noexcept {
+    for (std::uint32_t i = 0; i < size_; ++i) {
+        if (threads_[i].key.tid == tid) return true;
+    }
+    return false;
+}
+
 void ThreadList::remove(std::uint32_t index) noexcept {
     threads_[index].state_file.close();
     if (index != size_ - 1) threads_[index] = threads_[size_ - 1];
@@ -106,6 +113,11 @@ bool ThreadList::walk(std::uint64_t now_ns, std::uint64_t period_ns, bool first,
         if (thread != nullptr) {
             const auto index = static_cast<std::uint32_t>(thread - &threads_[0]);
             if (index < sizeof(seen)) seen[index] = true;
+        } else if (tid != 0 && runs_already(tid)) {
+            // Up to 3.11 a new thread state carries its maker's thread id until its own thread
+            // runs; or an ended state's thread has made another. Either way: look again.
+            complete = false;
+            distrusted_ = true;
         } else if (tid != 0 && size_ < kMaxThreads && !ignored(tid)) {
             thread = new (&threads_[size_]) SampledThread();
             thread->key = ThreadKey{at, id, tid, nullptr, 0};

@@ -12,7 +12,7 @@ namespace otel_proflink {
 struct SampledThread {
     ThreadKey key;
     StateFile state_file;
-    CachedLabel label;
+    ThreadCache cache;
     std::uint64_t attaches = 0;     // the slot's counter when last looked at
     std::uint64_t cpu_ns = 0;       // its CPU clock then
     std::uint64_t polled_ns = 0;    // monotonic time then: weights start from here
@@ -55,6 +55,7 @@ class ThreadList {
 
     bool walk(std::uint64_t now_ns, std::uint64_t period_ns, bool first, bool whole) noexcept;
     SampledThread* find(std::uintptr_t tstate, std::uint64_t id) noexcept;
+    bool runs_already(std::int32_t tid) const noexcept;
     bool ignored(std::int32_t tid) const noexcept;
 
     Memory& memory_;

@@ -24,17 +24,30 @@ bool plausible(std::uintptr_t address) noexcept {
 
 }  // namespace
 
-void FrameReader::begin(const DataStack& stack) noexcept {
+bool FrameReader::begin(const DataStack& stack, const ReadRequest& also, std::uintptr_t leaf_at,
+                        std::uintptr_t* leaf) noexcept {
     chunk_ = stack.chunk;
-    chunk_begin_ = stack.chunk == 0 ? 0 : stack.chunk + abi_.frame.chunk_data;
-    chunk_end_ = stack.top;
-    begin_ = end_ = 0;
+    used_ = {};
+    hot_ = cold_ = {};
+    ReadRequest requests[4];
+    int count = 0;
+    if (also.size != 0) requests[count++] = also;
+    if (stack.chunk != 0 && stack.top > stack.chunk && stack.top - stack.chunk <= stack.size) {
+        used_ = {stack.chunk + abi_.frame.chunk_data, stack.top};
+        hot_.begin = stack.top - used_.begin > kHot ? stack.top - kHot : used_.begin;
+        hot_.end = std::min<std::uintptr_t>(stack.top + kSlack, stack.chunk + stack.size);
+        used_.end = hot_.end;
+    }
+    const auto size = static_cast<std::uint32_t>(hot_.end - hot_.begin);
+    if (size != 0) requests[count++] = {hot_.begin, first_, size};
+    requests[count++] = {leaf_at, leaf, sizeof(*leaf)};
+    if (size != 0) requests[count++] = {hot_.begin, second_, size};
+    return memory_.read(requests, count);
 }
 
 // Frames of a thread lie in its chunks from the newest to the oldest, so a frame that is not in
 // this chunk lies in an older one, or outside the data stack altogether.
 bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
-    if (address >= chunk_begin_ && address < chunk_end_) return true;
     std::uintptr_t chunk = chunk_;
     for (int i = 0; i < kMaxChunks && chunk != 0; ++i) {
         std::uintptr_t previous = 0;
@@ -54,8 +67,7 @@ bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
         if (address >= data && address < data + top * sizeof(void*) &&
             top * sizeof(void*) <= size) {
             chunk_ = previous;
-            chunk_begin_ = data;
-            chunk_end_ = data + top * sizeof(void*);
+            used_ = {data, data + top * sizeof(void*)};
             return true;
         }
         chunk = previous;
@@ -65,52 +77,84 @@ bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
 
 const unsigned char* FrameReader::locate(std::uintptr_t address) noexcept {
     const std::uint32_t size = abi_.frame.size;
-    if (address >= begin_ && address + size <= end_) return buffer_ + (address - begin_);
-    // Generator frames and entry shims live elsewhere: near-by addresses say nothing, read alone.
-    const bool in_live = address >= chunk_begin_ && address < chunk_end_;
-    if (!in_live) {
-        if (size > sizeof(single_)) return nullptr;
-        if (memory_.read(address, single_, size)) {
-            const std::uint8_t owner = single_[abi_.frame.owner];
-            if (owner != 0 || !enter_chunk_of(address)) return single_;
-        } else {
-            return nullptr;
-        }
+    if (cold_.holds(address, size)) return cold_bytes_ + (address - cold_.begin);
+    if (!used_.holds(address, size)) {
+        // Generator frames and entry shims live elsewhere, each on its own.
+        if (size > sizeof(single_) || !memory_.read(address, single_, size)) return nullptr;
+        if (single_[abi_.frame.owner] != 0 || !enter_chunk_of(address)) return single_;
+        if (!used_.holds(address, size)) return nullptr;
     }
+    // What this chunk holds below the frame is its callers.
     const std::uintptr_t end = address + size;
-    if (end > chunk_end_) return nullptr;
-    const std::uintptr_t begin =
-        end - chunk_begin_ > kWindow ? end - kWindow : chunk_begin_;
-    if (!memory_.read(begin, buffer_, static_cast<std::uint32_t>(end - begin))) return nullptr;
-    begin_ = begin;
-    end_ = end;
-    return buffer_ + (address - begin_);
+    const std::uintptr_t begin = end - used_.begin > kWindow ? end - kWindow : used_.begin;
+    if (!memory_.read(begin, cold_bytes_, static_cast<std::uint32_t>(end - begin))) {
+        return nullptr;
+    }
+    cold_ = {begin, end};
+    return cold_bytes_ + (address - begin);
 }
 
-bool FrameReader::read(std::uintptr_t address, Frame* frame) noexcept {
+Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const noexcept {
+    Frame frame;
+    frame.address = address;
+    frame.code = load<std::uintptr_t>(raw + abi_.frame.code);
+    frame.previous = load<std::uintptr_t>(raw + abi_.frame.previous);
+    frame.instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
+    frame.owner = raw[abi_.frame.owner];
+    frame.confirmed = false;
+    return frame;
+}
+
+bool FrameReader::read(std::uintptr_t address, bool is_leaf, Frame* frame) noexcept {
     if (!plausible(address)) return false;
+    if (hot_.holds(address, abi_.frame.size)) {
+        *frame = parse(address, first_ + (address - hot_.begin));
+        const Frame second = parse(address, second_ + (address - hot_.begin));
+        frame->confirmed = true;
+        return frame->code == second.code && frame->previous == second.previous &&
+               frame->owner == second.owner &&
+               (is_leaf || frame->instruction == second.instruction);
+    }
     const unsigned char* raw = locate(address);
     if (raw == nullptr) return false;
-    frame->address = address;
-    frame->code = load<std::uintptr_t>(raw + abi_.frame.code);
-    frame->previous = load<std::uintptr_t>(raw + abi_.frame.previous);
-    frame->instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
-    frame->owner = raw[abi_.frame.owner];
+    *frame = parse(address, raw);
     return true;
 }
 
-bool walk(FrameReader& reader, const ProflinkAbi& abi, const DataStack& stack, std::uintptr_t leaf,
+bool FrameReader::recheck(const Chain& chain, const ReadRequest* after,
+                          int after_count) noexcept {
+    ReadRequest requests[kRecheck + 4];
+    const Frame* checked[kRecheck];
+    std::uint32_t count = 0;
+    for (std::uint32_t i = 0; i < chain.count && count < kRecheck; ++i) {
+        if (chain.frames[i].confirmed) continue;
+        checked[count] = &chain.frames[i];
+        requests[count] = {chain.frames[i].address, again_[count], abi_.frame.size};
+        ++count;
+    }
+    for (int i = 0; i < after_count; ++i) requests[count + static_cast<std::uint32_t>(i)] = after[i];
+    if (!memory_.read(requests, static_cast<int>(count) + after_count)) return false;
+    for (std::uint32_t i = 0; i < count; ++i) {
+        const Frame now = parse(checked[i]->address, again_[i]);
+        if (now.code != checked[i]->code || now.previous != checked[i]->previous ||
+            now.owner != checked[i]->owner) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf,
           Chain* chain) noexcept {
     chain->count = 0;
     chain->omitted = 0;
-    reader.begin(stack);
     std::uint32_t total = 0;
     std::uint8_t last_owner = 0;
     std::uintptr_t address = leaf;
     for (std::uint32_t steps = 0; address != 0; ++steps) {
         if (steps == kMaxWalk) return false;
         Frame frame;
-        if (!reader.read(address, &frame) || frame.owner > abi.frame.owner_last ||
+        if (!reader.read(address, steps == 0, &frame) || frame.owner > abi.frame.owner_last ||
             frame.owner == abi.frame.owner_frame_object) {
             return false;
         }
@@ -138,23 +182,6 @@ bool walk(FrameReader& reader, const ProflinkAbi& abi, const DataStack& stack, s
         total = kMaxFrames;
     }
     chain->count = total;
-    return true;
-}
-
-bool same_chain(FrameReader& reader, const DataStack& stack, const Chain& chain,
-                std::uint32_t limit) noexcept {
-    reader.begin(stack);
-    std::uint32_t count = std::min(chain.count, limit);
-    if (chain.omitted != 0) count = std::min(count, kHalf);
-    for (std::uint32_t i = 0; i < count; ++i) {
-        const Frame& before = chain.frames[i];
-        Frame now;
-        if (!reader.read(before.address, &now) || now.code != before.code ||
-            now.previous != before.previous || now.owner != before.owner) {
-            return false;
-        }
-        if (i != 0 && now.instruction != before.instruction) return false;
-    }
     return true;
 }
 

@@ -14,6 +14,7 @@ struct Frame {
     std::uintptr_t previous;
     std::uintptr_t instruction;
     std::uint8_t owner;
+    bool confirmed;  // read twice within about a microsecond, and found the same
 };
 
 // Frames kept of a stack: half from the leaf, half from the root. Deeper ones lose their middle,
@@ -25,6 +26,7 @@ inline constexpr std::uint32_t kMaxWalk = 65536;
 struct DataStack {
     std::uintptr_t chunk;  // the live chunk of the thread's data stack
     std::uintptr_t top;    // first unused byte in it
+    std::uint64_t size;    // of the chunk, in bytes
 };
 
 struct Chain {
@@ -33,39 +35,63 @@ struct Chain {
     std::uint32_t omitted = 0;  // frames between frames[kMaxFrames / 2 - 1] and the next one
 };
 
-// Windows of a thread's data stack, so that one read serves many frames.
+// Reads frames, many at a time where they lie side by side.
+//
+// The newest part of the data stack, where frames come and go, is copied twice in one system call
+// with the thread's leaf pointer between the copies. Frames that are equal in both were there at
+// the instant in between, so that even a call-heavy thread shows a chain that really existed.
 class FrameReader {
   public:
     FrameReader(Memory& memory, const ProflinkAbi& abi) noexcept : memory_(memory), abi_(abi) {}
 
-    void begin(const DataStack& stack) noexcept;
-    bool read(std::uintptr_t address, Frame* frame) noexcept;
+    // Takes the two copies, `also` (size 0: nothing) and the leaf pointer at `leaf_at`.
+    bool begin(const DataStack& stack, const ReadRequest& also, std::uintptr_t leaf_at,
+               std::uintptr_t* leaf) noexcept;
+    // False: unreadable, or different in the two copies. A leaf's instruction may differ.
+    bool read(std::uintptr_t address, bool is_leaf, Frame* frame) noexcept;
+
+    // Reads again the frames of `chain` that are not confirmed, at most kRecheck of them, and
+    // then `after`; false if one has changed.
+    bool recheck(const Chain& chain, const ReadRequest* after, int after_count) noexcept;
 
   private:
+    // Upper bound of abi.frame.size over all supported versions.
+    static constexpr std::uint32_t kMaxFrameSize = 128;
+    // What is copied twice: some thirty frames. Deeper ones do not change while these stand.
+    static constexpr std::uint32_t kHot = 4096;
+    // Frames pushed since the thread state was read are still inside.
+    static constexpr std::uint32_t kSlack = 1024;
     // The size of CPython's data stack chunks (DATA_STACK_CHUNK_SIZE); larger ones are rare.
     static constexpr std::uint32_t kWindow = 16384;
+    static constexpr std::uint32_t kRecheck = 48;
 
+    struct Window {
+        std::uintptr_t begin = 0;
+        std::uintptr_t end = 0;
+        bool holds(std::uintptr_t address, std::uint32_t size) const noexcept {
+            return address >= begin && address + size <= end;
+        }
+    };
+
+    Frame parse(std::uintptr_t address, const unsigned char* raw) const noexcept;
     const unsigned char* locate(std::uintptr_t address) noexcept;
     bool enter_chunk_of(std::uintptr_t address) noexcept;
 
     Memory& memory_;
     const ProflinkAbi& abi_;
-    std::uintptr_t chunk_ = 0;        // the chunk that frames are now read from
-    std::uintptr_t chunk_begin_ = 0;  // its used part
-    std::uintptr_t chunk_end_ = 0;
-    std::uintptr_t begin_ = 0;  // what the buffer holds
-    std::uintptr_t end_ = 0;
-    unsigned char buffer_[kWindow];
-    unsigned char single_[256];
+    std::uintptr_t chunk_ = 0;  // the chunk that frames are now read from, and its used part
+    Window used_;
+    Window hot_;
+    Window cold_;
+    unsigned char first_[kHot + kSlack];
+    unsigned char second_[kHot + kSlack];
+    unsigned char cold_bytes_[kWindow];
+    unsigned char single_[kMaxFrameSize];
+    unsigned char again_[kRecheck][kMaxFrameSize];
 };
 
 // Follows the chain from `leaf`. False: it is torn, or not a chain that the interpreter makes.
-bool walk(FrameReader& reader, const ProflinkAbi& abi, const DataStack& stack, std::uintptr_t leaf,
-          Chain* chain) noexcept;
-
-// Reads the frames of `chain` again, leaf first and at most `limit` of them: true if the same
-// functions are still called from the same places. The leaf's instruction may have moved on.
-bool same_chain(FrameReader& reader, const DataStack& stack, const Chain& chain,
-                std::uint32_t limit) noexcept;
+// The reader has begun on the thread's data stack.
+bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf, Chain* chain) noexcept;
 
 }  // namespace otel_proflink
