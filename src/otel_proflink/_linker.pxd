@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp cimport bool as cbool
 
@@ -40,13 +41,26 @@ cdef extern from "context_key.hpp" namespace "otel_proflink" nogil:
     uint32_t fold_hash(Py_ssize_t) noexcept
 
 
+cdef extern from "context_value.hpp" namespace "otel_proflink":
+    cdef cppclass ContextValue:
+        PyObject* context
+        PyObject* link
+        LinkRecord* record
+        uint64_t serial
+
+    int context_value_ready() except -1
+    object context_value_new(object, object, LinkRecord*, uint64_t)
+    bint context_value_check(PyObject*) noexcept
+    Py_ssize_t context_value_alive() noexcept
+    void* context_value_type() noexcept
+    uint32_t context_value_record_offset() noexcept
+    uint32_t context_value_serial_offset() noexcept
+
+
+cdef extern from "trace_id.hpp" namespace "otel_proflink":
+    cbool trace_id_bytes(object, uint8_t*) except False
+
+
 cdef class Link:
-    cdef LinkRecord* record
-    cdef uint64_t number
-
-
-cdef class ContextValue:
-    cdef object context
-    cdef Link link
     cdef LinkRecord* record
     cdef uint64_t number

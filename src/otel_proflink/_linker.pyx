@@ -14,9 +14,10 @@ cimport cython
 from cpython.contextvars cimport (
     PyContextVar_New, PyContextVar_Reset, PyContextVar_Set,
 )
-from cpython.dict cimport PyDict_Check, PyDict_Size
-from cpython.object cimport PyObject, PyObject_Hash
+from cpython.dict cimport PyDict_Check
+from cpython.object cimport PyObject_Hash
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.string cimport memcmp
 
 import logging
 import sys
@@ -40,11 +41,11 @@ cdef object _SPAN_TYPE_KEY = SPAN_TYPE_KEY
 cdef object _span_key = None
 cdef object _baggage_key = None
 cdef object _span_type_of = None
+cdef object _internal = None
+cdef uint8_t _internal_type = 0
 cdef object _context_type = None
 
 cdef object _variable = PyContextVar_New("otel_proflink", NULL)
-# Values of ours that some context, token or frame still holds.
-cdef Py_ssize_t _alive = 0
 
 
 @cython.final
@@ -116,20 +117,6 @@ cdef class Link:
                 f"span_type={self.span_type!r}, trace_flags={self.trace_flags})")
 
 
-@cython.final
-@cython.freelist(256)
-cdef class ContextValue:
-    """What our ContextVar holds: the OTel context and the link of its span."""
-
-    def __cinit__(self):
-        global _alive
-        _alive += 1
-
-    def __dealloc__(self):
-        global _alive
-        _alive -= 1
-
-
 cdef inline void _put_u64(uint8_t* out, uint64_t number) noexcept:
     cdef int i
     for i in range(8):
@@ -139,46 +126,35 @@ cdef inline void _put_u64(uint8_t* out, uint64_t number) noexcept:
 cdef Link _make_link(object trace_id, uint64_t span_id, uint64_t local_root, uint8_t trace_flags,
                      uint8_t span_type, uint8_t flags):
     cdef uint8_t trace[16]
+    trace_id_bytes(trace_id, trace)
+    return _new_link(trace, span_id, local_root, trace_flags, span_type, flags)
+
+
+cdef Link _new_link(const uint8_t* trace, uint64_t span_id, uint64_t local_root,
+                    uint8_t trace_flags, uint8_t span_type, uint8_t flags):
     cdef uint8_t span[8]
     cdef uint8_t root[8]
-    cdef Link link
-    _put_u64(trace, <uint64_t>(trace_id >> 64))
-    _put_u64(trace + 8, <uint64_t>(trace_id & 0xFFFFFFFFFFFFFFFF))
     _put_u64(span, span_id)
     _put_u64(root, local_root)
-    link = Link.__new__(Link)
-    link.record = link_new(trace, span, root, trace_flags, span_type, flags)
-    if link.record is NULL:
+    return _own(link_new(trace, span, root, trace_flags, span_type, flags))
+
+
+cdef inline Link _own(LinkRecord* record):
+    cdef Link link
+    if record is NULL:
         raise MemoryError("no link record left")
-    link.number = link.record.serial.load()
+    link = Link.__new__(Link)
+    link.record = record
+    link.number = record.serial.load()
     return link
 
 
 cdef Link _child_link(Link parent, uint64_t span_id, uint8_t trace_flags):
-    """A link in the same trace under the same local root: no 128-bit arithmetic needed."""
+    """A link in the same trace under the same local root."""
     cdef uint8_t span[8]
-    cdef Link link = Link.__new__(Link)
     _put_u64(span, span_id)
-    link.record = link_new(parent.record.trace_id, span, parent.record.local_root_span_id,
-                           trace_flags, parent.record.span_type, 0)
-    if link.record is NULL:
-        raise MemoryError("no link record left")
-    link.number = link.record.serial.load()
-    return link
-
-
-cdef inline uint64_t _get_u64(const uint8_t* data) noexcept:
-    cdef uint64_t number = 0
-    cdef int i
-    for i in range(8):
-        number = number << 8 | data[i]
-    return number
-
-
-cdef bint _same_trace(Link link, object trace_id):
-    # The low half decides almost always, and costs one conversion; both halves are compared.
-    return (_get_u64(link.record.trace_id + 8) == <uint64_t>(trace_id & 0xFFFFFFFFFFFFFFFF)
-            and _get_u64(link.record.trace_id) == <uint64_t>(trace_id >> 64))
+    return _own(link_new(parent.record.trace_id, span, parent.record.local_root_span_id,
+                         trace_flags, parent.record.span_type, 0))
 
 
 cdef uint8_t _intern_type(object text) except? 0:
@@ -280,52 +256,104 @@ cdef object _record_in(object baggage):
 cdef object _span_in(object context):
     cdef PyObject* found
     key = _span_key if _span_key is not None else _resolve_span_key()
-    if key is None or not PyDict_Check(context) or PyDict_Size(context) == 0:
+    if key is None or not PyDict_Check(context):
         return None
     found = PyDict_GetItemWithError(context, key)
     return <object>found if found is not NULL else None
 
 
-cdef ContextValue _current_value():
+cdef Link _current_link():
+    """The link that is attached now; a borrowed context is left alone."""
+    cdef PyObject* found = NULL
+    cdef ContextValue* value
+    cdef Link link = None
+    PyContextVar_Get(_variable, NULL, &found)
+    if found is not NULL:
+        value = <ContextValue*>found
+        if value.link is not NULL:
+            link = <Link>value.link
+        Py_DECREF(found)
+    return link
+
+
+cdef object _current_context():
+    """The context attached through us, None when there is none."""
     cdef PyObject* found = NULL
     PyContextVar_Get(_variable, NULL, &found)
     if found is NULL:
         return None
-    value = <object>found
+    context = <object>(<ContextValue*>found).context
     Py_DECREF(found)
-    return <ContextValue>value
+    return context
+
+
+cdef struct Ids:
+    uint8_t trace_id[16]
+    uint64_t span_id
+    uint8_t trace_flags
+    bint is_remote
+    bint valid
+
+
+cdef int _read_ids(object span_context, Ids* ids) except -1:
+    """The ids of a `SpanContext`, which the API defines as a tuple: no Python code is run."""
+    cdef object trace_id, span_id
+    if isinstance(span_context, tuple) and len(<tuple>span_context) >= 6:
+        trace_id = (<tuple>span_context)[0]
+        span_id = (<tuple>span_context)[1]
+        ids.is_remote = (<tuple>span_context)[2]
+        ids.trace_flags = <uint8_t>(<long>(<tuple>span_context)[3] & 0xFF)
+        ids.valid = (<tuple>span_context)[5]
+    else:
+        trace_id = span_context.trace_id
+        span_id = span_context.span_id
+        ids.is_remote = span_context.is_remote
+        ids.trace_flags = <uint8_t>(<long>int(span_context.trace_flags) & 0xFF)
+        ids.valid = span_context.is_valid
+    if ids.valid:
+        trace_id_bytes(trace_id, ids.trace_id)
+        ids.span_id = span_id
+    return 0
+
+
+cdef object _span_context_of(object span):
+    # The attribute behind the method, where it is there: half the price.
+    span_context = getattr(span, "_context", None)
+    return span_context if span_context is not None else span.get_span_context()
 
 
 cdef Link _derive(object span, object context):
     """The link of a span that no processor of ours has seen: sampled out, remote, foreign."""
-    cdef Link link
-    cdef ContextValue current
-    get = getattr(span, "get_span_context", None)
-    if get is None:
+    cdef Ids ids
+    cdef Link link, current
+    if getattr(span, "get_span_context", None) is None:
         return None
-    span_context = get()
-    if span_context is None or not span_context.is_valid:
+    span_context = span.get_span_context()
+    if span_context is None:
         return None
-    trace_id = span_context.trace_id
-    cdef uint64_t span_id = span_context.span_id
-    cdef uint8_t trace_flags = <uint8_t>(int(span_context.trace_flags) & 0xFF)
-
+    _read_ids(span_context, &ids)
+    if not ids.valid:
+        return None
     baggage = _baggage_of(context)
     record = _record_in(baggage) if baggage else None
+    link = None
     if record is not None:
-        link = _make_link(trace_id, span_id, record[0], trace_flags, _intern_type(record[1]), 0)
-    else:
-        current = _current_value()
-        link = None
-        if (not span_context.is_remote and current is not None and current.link is not None
-                and _same_trace(current.link, trace_id)
-                and not (current.link.record.flags & kLinkRemote)):
-            link = _child_link(current.link, span_id, trace_flags)
-        if link is None:
-            link = _make_link(trace_id, span_id, span_id, trace_flags, 0,
-                              kLinkRemote if span_context.is_remote else 0)
+        link = _new_link(ids.trace_id, ids.span_id, record[0], ids.trace_flags,
+                         _intern_type(record[1]), 0)
+    elif not ids.is_remote:
+        current = _current_link()
+        if current is not None and _inheritable(current, &ids):
+            link = _child_link(current, ids.span_id, ids.trace_flags)
+    if link is None:
+        link = _new_link(ids.trace_id, ids.span_id, ids.span_id, ids.trace_flags, 0,
+                         kLinkRemote if ids.is_remote else 0)
     _cache(span, link)
     return link
+
+
+cdef inline bint _inheritable(Link parent, Ids* ids) noexcept:
+    return (not (parent.record.flags & kLinkRemote)
+            and memcmp(parent.record.trace_id, ids.trace_id, 16) == 0)
 
 
 cdef inline Link _link_for(object context):
@@ -347,53 +375,64 @@ def current_link():
 
     Read back from the native record, so it says what a profiler sees now.
     """
-    cdef ContextValue value = _current_value()
-    if value is None or value.link is None:
+    cdef Link link = _current_link()
+    if link is None or link.record.serial.load() != link.number:
         return None
-    if value.record is NULL or value.record.serial.load() != value.number:
-        return None
-    return value.link
+    return link
 
 
 cdef Link _start_link(object span, object parent_context):
     """The link of a span that starts: local root and type inherited, or its own."""
-    cdef Link link, parent_link = None
-    cdef ContextValue current
-    span_context = span.get_span_context()
-    cdef uint64_t span_id = span_context.span_id
-    cdef uint8_t trace_flags = <uint8_t>(int(span_context.trace_flags) & 0xFF)
+    cdef Ids ids
+    cdef Link link, parent_link
+    _read_ids(_span_context_of(span), &ids)
     parent = span.parent
     if parent is not None:
         if parent_context is None:
-            current = _current_value()
-            if current is not None:
-                parent_link = current.link
-                if parent_link is None and current.context is not None:
-                    parent_link = _link_for(current.context)
+            parent_link = _current_link()
+            if parent_link is None:
+                # Attached before the hook was there, or while it was a pass-through.
+                parent_link = _link_for(_active_context())
         else:
             parent_link = _link_for(parent_context)
-        if (parent_link is not None and not (parent_link.record.flags & kLinkRemote)
-                and _same_trace(parent_link, span_context.trace_id)):
-            link = _child_link(parent_link, span_id, trace_flags)
+        if parent_link is not None and _inheritable(parent_link, &ids):
+            link = _child_link(parent_link, ids.span_id, ids.trace_flags)
             _cache(span, link)
             return link
-        if not parent.is_remote:
-            # A local parent that we know nothing of (foreign provider): it is the root we know.
-            link = _make_link(span_context.trace_id, span_id, parent.span_id, trace_flags, 0, 0)
-            _cache(span, link)
-            return link
-    link = _make_link(span_context.trace_id, span_id, span_id, trace_flags,
-                      _intern_type(_type_of(span)), 0)
+    # No parent, or a remote one, or one that nothing is known of: a local root.
+    link = _new_link(ids.trace_id, ids.span_id, ids.span_id, ids.trace_flags,
+                     _type_of(span), 0)
     _cache(span, link)
     return link
 
 
-cdef object _type_of(object span):
-    global _span_type_of
+cdef object _active_context():
+    context = _current_context()
+    if context is None:
+        context = sys.modules["opentelemetry.context"].get_current()
+    return context
+
+
+cdef uint8_t _type_of(object span) except? 0:
+    """The interned span type of a local root."""
+    global _span_type_of, _internal, _internal_type
     if _span_type_of is None:
+        from opentelemetry.trace import SpanKind
+
         from otel_proflink.span_type import span_type_of
+        _internal = SpanKind.INTERNAL
+        _internal_type = _intern_type(span_type_of(_internal, None))
         _span_type_of = span_type_of
-    return _span_type_of(span.kind, span.attributes)
+    # The attributes behind the properties, where they are there: those copy.
+    kind = getattr(span, "_kind", None)
+    if kind is None:
+        kind = span.kind
+    attributes = getattr(span, "_attributes", None)
+    if attributes is None:
+        attributes = span.attributes
+    if kind is _internal and not attributes:
+        return _internal_type
+    return _intern_type(_span_type_of(kind, attributes))
 
 
 cdef class SpanHooks:
@@ -425,7 +464,6 @@ cdef class RuntimeContext:
     # False: a pass-through that publishes no links any more.
     cdef public bint linking
     cdef bint left
-    cdef object default
 
     def __init__(self, delegate=None):
         if delegate is None:
@@ -438,25 +476,21 @@ cdef class RuntimeContext:
     @property
     def alive(self):
         """Values of ours still held by some context or token of this process."""
-        return _alive
+        return context_value_alive()
 
     def attach(self, context):
         """Makes `context` current; returns the token that undoes it."""
-        cdef ContextValue value
+        cdef Link link = None
         cdef AttachSlot* slot
-        if not self.linking and self._leave():
-            return self.delegate.attach(context)
-        value = ContextValue.__new__(ContextValue)
-        value.context = context
         if self.linking:
             try:
-                value.link = _link_for(context)
+                link = _link_for(context)
             except Exception:
-                value.link = None
                 _logger.debug("context attached without a link", exc_info=True)
-            if value.link is not None:
-                value.record = value.link.record
-                value.number = value.link.number
+        elif self._leave():
+            return self.delegate.attach(context)
+        value = (context_value_new(context, None, NULL, 0) if link is None
+                 else context_value_new(context, link, link.record, link.number))
         slot = attach_slot()
         attach_begin(slot)
         try:
@@ -466,13 +500,8 @@ cdef class RuntimeContext:
 
     def get_current(self):
         """The current `Context`, never None."""
-        cdef PyObject* found = NULL
-        PyContextVar_Get(_variable, NULL, &found)
-        if found is NULL:
-            return self.delegate.get_current()
-        context = (<ContextValue>found).context
-        Py_DECREF(found)
-        return context
+        context = _current_context()
+        return context if context is not None else self.delegate.get_current()
 
     def detach(self, token):
         """Undoes the attach that returned `token`.
@@ -481,14 +510,15 @@ cdef class RuntimeContext:
             ValueError: the token was made in another `contextvars.Context`.
             RuntimeError: the token was used before.
         """
-        cdef AttachSlot* slot
-        if getattr(token, "var", None) is not _variable:
-            self.delegate.detach(token)
-            return
-        slot = attach_slot()
+        cdef AttachSlot* slot = attach_slot()
         attach_begin(slot)
         try:
             PyContextVar_Reset(_variable, token)
+        except (TypeError, ValueError):
+            # Rare: a token of the delegate's, or one of ours from another contextvars.Context.
+            if getattr(token, "var", None) is _variable:
+                raise
+            self.delegate.detach(token)
         finally:
             attach_done(slot)
         if not self.linking:
@@ -500,8 +530,8 @@ cdef class RuntimeContext:
     cdef bint _leave(self):
         """Takes a pass-through out of the API once no value of ours is alive."""
         if self.left:
-            return _alive == 0
-        if _alive != 0:
+            return context_value_alive() == 0
+        if context_value_alive() != 0:
             return False
         module = sys.modules.get("opentelemetry.context")
         if module is None:
@@ -573,11 +603,8 @@ cdef object _unpack(object context):
 
 def call_linked(Link link not None, function):
     """Calls `function()` with `link` published, in the current context; for the self-test."""
-    cdef ContextValue value = ContextValue.__new__(ContextValue)
     cdef AttachSlot* slot = attach_slot()
-    value.link = link
-    value.record = link.record
-    value.number = link.number
+    value = context_value_new({}, link, link.record, link.number)
     attach_begin(slot)
     token = PyContextVar_Set(_variable, value)
     attach_done(slot)
@@ -594,12 +621,6 @@ def live_links():
     return link_live()
 
 
-cdef void _publish_key():
-    cdef ContextValue probe = ContextValue.__new__(ContextValue)
-    cdef uint32_t record_offset = <uint32_t>(<uintptr_t>&probe.record - <uintptr_t><void*>probe)
-    cdef uint32_t serial_offset = <uint32_t>(<uintptr_t>&probe.number - <uintptr_t><void*>probe)
-    context_key_publish(<void*>_variable, fold_hash(PyObject_Hash(_variable)),
-                        <void*><PyObject*>ContextValue, record_offset, serial_offset)
-
-
-_publish_key()
+context_value_ready()
+context_key_publish(<void*>_variable, fold_hash(PyObject_Hash(_variable)), context_value_type(),
+                    context_value_record_offset(), context_value_serial_offset())

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`concurrent.futures.ThreadPoolExecutor`: a task runs under its submitter's context.
+
+`submit` is wrapped so that the worker attaches a copy of the submitter's context, with the
+propagation record in it, for exactly as long as the task runs. `_worker`, the loop that a pool's
+thread runs, is wrapped so that nothing is attached between tasks:
+`opentelemetry-instrumentation-threading` leaves a pool's thread under the context of whoever
+submitted first, for life.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as _pool_module
+from typing import Any, Final
+
+import wrapt
+from opentelemetry.context import Context, attach, detach, get_current
+
+from otel_proflink._linker import PropagatedCall
+from otel_proflink.instrumentation.propagation import inject_current
+
+logger = logging.getLogger(__name__)
+
+_ABSENT: Final = object()
+
+# Off: wrappers that someone still holds, or that another library's wrapper hides, do nothing.
+_active = False
+
+
+def instrument() -> None:
+    """Wrap the thread pool. Does nothing where it is wrapped already."""
+    global _active
+    _active = True
+    if not _install(ThreadPoolExecutor, "submit", _propagating):
+        logger.warning("ThreadPoolExecutor.submit was not found: pool work will carry no span")
+    # A detail of CPython's. Where it is missing, only idle time between tasks may carry a label,
+    # and only beside an instrumentation that gives threads a context for life.
+    _install(_pool_module, "_worker", _unlabelled)
+
+
+def uninstrument() -> None:
+    """Take our wrappers out, and nobody else's. Tasks that are queued keep their context."""
+    global _active
+    _active = False
+    _remove(ThreadPoolExecutor, "submit")
+    _remove(_pool_module, "_worker")
+
+
+def _propagating(stock: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+    @functools.wraps(stock)
+    def submit(
+        self: ThreadPoolExecutor, fn: Any = _ABSENT, /, *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        if fn is _ABSENT:
+            # Positional-only since Python 3.9, but by name it has only one meaning; subclasses and
+            # their callers that are older than that still use it.
+            if not _active or "fn" not in kwargs:
+                return stock(self, *args, **kwargs)
+            fn = kwargs.pop("fn")
+        # A PropagatedCall comes from a wrapper of ours further out.
+        if _active and type(fn) is not PropagatedCall and not _runs_elsewhere(type(self)):
+            try:
+                fn = PropagatedCall(fn, inject_current(get_current()))
+            except Exception:  # the task matters more than its label
+                logger.debug("a task is submitted without its context", exc_info=True)
+        return stock(self, fn, *args, **kwargs)
+
+    return submit
+
+
+def _runs_elsewhere(pool_class: type) -> bool:
+    """Tell whether tasks leave this interpreter (`InterpreterPoolExecutor`, Python 3.14).
+
+    Such a pool pickles the callable, and a `Context` means nothing on the other side.
+    """
+    if pool_class is ThreadPoolExecutor:
+        return False
+    prepare = getattr(pool_class, "prepare_context", None)
+    stock = getattr(ThreadPoolExecutor, "prepare_context", None)
+    return getattr(prepare, "__func__", None) is not getattr(stock, "__func__", None)
+
+
+def _unlabelled(stock: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(stock)
+    def run_worker(*args: Any, **kwargs: Any) -> None:
+        if not _active:
+            return stock(*args, **kwargs)
+        token = attach(Context())
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            detach(token)
+
+    return run_worker
+
+
+# Where our wrappers sit. `opentelemetry.instrumentation.utils.unwrap`, by which instrumentations
+# take themselves out, takes off the outermost wrapt proxy, whosoever it is. So ours are no proxies
+# (which would also double the cost of a submit) and go below all of them: whoever comes and goes,
+# in whatever order, each takes off its own.
+
+# wrapt 2 has a proxy class below `ObjectProxy`.
+_PROXY: Final[type] = next(
+    getattr(wrapt, name) for name in ("BaseObjectProxy", "ObjectProxy") if hasattr(wrapt, name)
+)
+
+# (owner, name) -> our wrapper there. By identity: `functools.wraps` copies any mark that a function
+# could bear to the wrappers around it.
+_ours: dict[tuple[Any, str], Callable[..., Any]] = {}
+
+
+def _install(
+    owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> bool:
+    outer, innermost = _innermost(owner, name)
+    if not callable(innermost):
+        return False
+    if innermost is not _ours.get((owner, name)):
+        ours = _ours[owner, name] = wrap(innermost)
+        _put(owner, name, outer, ours)
+    return True
+
+
+def _remove(owner: Any, name: str) -> None:
+    ours = _ours.pop((owner, name), None)
+    outer, innermost = _innermost(owner, name)
+    if ours is not None and innermost is ours:
+        _put(owner, name, outer, ours.__wrapped__)  # type: ignore[attr-defined]
+
+
+def _innermost(owner: Any, name: str) -> tuple[Any, Any]:
+    """Return the last wrapt proxy around `owner.name`, None if there is none, and what it wraps."""
+    outer, current = None, vars(owner).get(name)
+    # Not isinstance: a proxy gives the class of what it wraps as its own.
+    while issubclass(type(current), _PROXY):
+        # `unwrap` leaves a bound wrapper in place of a nested one, which looks at its parent's
+        # `__wrapped__` when it is bound again, not at its own.
+        parent = getattr(current, "_self_parent", None)
+        outer = current if parent is None else parent
+        current = outer.__wrapped__
+    return outer, current
+
+
+def _put(owner: Any, name: str, outer: Any, function: Callable[..., Any]) -> None:
+    if outer is None:
+        setattr(owner, name, function)
+    else:
+        outer.__wrapped__ = function

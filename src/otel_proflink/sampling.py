@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native sampler as the rest of the package sees it, and what loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+
+class Capture(Protocol):
+    """One swapped profile; it owns its native memory. See ``_sampler.pyi``."""
+
+    @property
+    def sample_count(self) -> int:
+        """Samples in it."""
+
+    def local_roots(self) -> dict[int, str]:
+        """Local root span id -> span type, of the links in it."""
+
+    def encode_pprof(
+        self, *, endpoints: Mapping[int, str], thread_names: Mapping[int, str]
+    ) -> bytes:
+        """An uncompressed pprof ``Profile`` message."""
+
+
+class Sampler(Protocol):
+    """The functions of ``_sampler``."""
+
+    @property
+    def SamplerError(self) -> type[Exception]:  # noqa: N802 - the name in the native module
+        """Raised by `start`, with the reason in plain words."""
+
+    def start(self, rate_hz: float) -> None:
+        """Begin to sample."""
+
+    def stop(self) -> None:
+        """Stop; harmless when stopped."""
+
+    def running(self) -> bool:
+        """Whether the native thread runs."""
+
+    def ignore_thread(self, native_id: int) -> None:
+        """Do not sample this thread."""
+
+    def swap(self) -> Capture | None:
+        """Everything since the last swap."""
+
+    def fill(self) -> float:
+        """How full the current profile's tables are, 0 to 1."""
+
+    def stats(self) -> dict[str, int]:
+        """Native counters."""
+
+
+class SamplerUnavailableError(Exception):
+    """There is no native sampler for this interpreter; the text says why."""
+
+
+def load_sampler() -> Sampler:
+    """The native sampler.
+
+    Raises:
+        SamplerUnavailableError: the extension module is missing or cannot be loaded.
+    """
+    try:
+        from . import _sampler
+    except ImportError as error:
+        raise SamplerUnavailableError(f"its native part cannot be loaded ({error})") from error
+    return cast("Sampler", _sampler)
