@@ -23,9 +23,10 @@ def main() -> None:
     try:
         group = command_group()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
             raise
-        sys.exit(f"proflink: the command line needs {error.name}: pip install 'otel-proflink[cli]'")
+        sys.exit(f"proflink: the command line needs {missing}: pip install 'otel-proflink[cli]'")
     group.main(prog_name="proflink")
 
 
