@@ -621,6 +621,10 @@ def live_links():
     return link_live()
 
 
+# Known ones first, so that an application that makes up types by the hundred loses only its own.
+for _known in ("web", "worker", "rpc", "db", "messaging", "client", "internal"):
+    _intern_type(_known)
+
 context_value_ready()
 context_key_publish(<void*>_variable, fold_hash(PyObject_Hash(_variable)), context_value_type(),
                     context_value_record_offset(), context_value_serial_offset())

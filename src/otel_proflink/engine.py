@@ -17,16 +17,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import Final
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final
 
 from .config import Config
 from .endpoints import EndpointTable
 from .exporters import Batch, Exporter, ExportError, create_exporter
+from .native_thread import NativeThread, original
 from .sampling import Capture, Sampler
 from .span_inbox import SpanInbox
 from .span_type import ENDPOINT_TYPES
 from .thread_names import ThreadNames
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +57,17 @@ _ANSWER_SLICE_S: Final = 0.2
 _JOIN_S: Final = 1.0
 
 
+def _new_queue() -> SimpleQueue[Any]:
+    """A queue written in C: its `put` may run anywhere, a signal handler included."""
+    queue: SimpleQueue[Any] = original("queue", "SimpleQueue")()
+    return queue
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     stop: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
-    succeeded: list[bool] = field(default_factory=list)
+    #: gets whether everything reached its destination
+    answer: SimpleQueue[bool] = field(default_factory=_new_queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,8 @@ class Engine:
         self._exporter: Exporter = create_exporter(config, start_unix_s=int(time.time()))
         self._endpoints = EndpointTable() if config.endpoint_collection else None
         self._thread_names = ThreadNames()
-        self._requests: SimpleQueue[_Request] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._requests: SimpleQueue[_Request] = _new_queue()
+        self._thread: NativeThread | None = None
         self._sequence = 0
         self._encoded_spans: list[bytes] = []
         self._encoded_size = 0
@@ -113,7 +123,7 @@ class Engine:
         wants_endpoints = self._endpoints is not None and self._exporter.wants_profiles
         if self._exporter.wants_spans or wants_endpoints:
             self._inbox.open()
-        thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        thread = NativeThread(self._run, THREAD_NAME)
         try:
             # In an empty context: instrumentation that carries contexts into threads would
             # otherwise keep the starter's span current, and alive, in ours for ever.
@@ -140,7 +150,7 @@ class Engine:
         """
         succeeded = self._ask(_Request(stop=True), timeout_s)
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and not thread.is_current():
             # After a timeout it may hang in a write for good; it is a daemon.
             thread.join(_JOIN_S if succeeded else 0.0)
         self._end()
@@ -172,18 +182,20 @@ class Engine:
         thread = self._thread
         if thread is None:
             return True
-        if thread is threading.current_thread():
+        if thread.is_current():
             # A finaliser or a log handler that runs on our own thread: it cannot wait for itself.
             return False
         self._requests.put(request)
         deadline = time.monotonic() + timeout_s
-        while thread.is_alive():
+        while True:
             # In slices: the thread may have been about to end, and will answer nobody any more.
-            if request.done.wait(max(0.0, min(_ANSWER_SLICE_S, deadline - time.monotonic()))):
-                break
-            if time.monotonic() >= deadline:
-                break
-        return bool(request.succeeded)
+            alive = thread.is_alive()
+            left = deadline - time.monotonic()
+            try:
+                return request.answer.get(timeout=max(0.0, min(_ANSWER_SLICE_S, left)))
+            except Empty:
+                if not alive or left <= 0:
+                    return False
 
     # -- the exporter thread ----------------------------------------------------------------------
 
@@ -209,9 +221,7 @@ class Engine:
                 self._failed_inside()
             self._counters["exporter_cpu_ns"] = time.thread_time_ns()
             for request in requests:
-                if succeeded:
-                    request.succeeded.append(True)
-                request.done.set()
+                request.answer.put(succeeded)
         self._guarded(self._exporter.shutdown)
 
     def _wait(self, timeout_s: float) -> list[_Request]:
@@ -253,6 +263,7 @@ class Engine:
     def _collect(self, *, polite: bool) -> None:
         """Take the spans that wait: note endpoints, encode."""
         left = len(self._inbox)
+        sleep = original("time", "sleep")
         while left > 0:
             spans = self._inbox.take(_CHUNK)
             left -= _CHUNK
@@ -265,7 +276,7 @@ class Engine:
                 self._encoded_size += len(data)
             del spans
             if polite:
-                time.sleep(0)
+                sleep(0)
 
     def _flush(self, *, final: bool) -> bool:
         """Export everything. Returns whether nothing is left waiting."""

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_report_names_what_it_could_not_read(capture: Path) -> None:
     flat = " ".join(result.output.split())
     assert "profile-h-1-1-2.pb.gz: not a readable pprof profile" in flat
     assert "spans-h-1-1-2.json: line 1 is cut short" in flat
-    as_json = invoke("report", "--json", capture)
+    as_json = proflink("report", "--json", capture)
     assert len(json.loads(as_json.stdout)["errors"]) == 2
     assert as_json.stderr.count("not read: ") == 2
 
@@ -263,6 +264,13 @@ def test_demo_whose_example_does_not_end(
     assert "did not end within 1 s" in result.output
 
 
+def test_demo_whose_example_leaves_a_process_behind(launcher: Path, tmp_path: Path) -> None:
+    script(launcher, "sleep 20 & exit 3")
+    started = time.monotonic()
+    assert "ended with status 3" in invoke("demo", "--output", tmp_path / "out").output
+    assert time.monotonic() - started < 15
+
+
 def test_demo_without_a_capture_tells_what_was_said(launcher: Path, tmp_path: Path) -> None:
     script(launcher, "echo 'otel_proflink: no sampling today' >&2")
     result = invoke("demo", "--output", tmp_path / "out")
@@ -356,6 +364,8 @@ def test_the_example_s_table_is_complete() -> None:
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    if not CAN_SAMPLE:
+        pytest.skip("no sampling on this version of Python")
     output = tmp_path_factory.mktemp("demo") / "out"
     done = proflink("demo", "--output", output, "--duration", "3", OTEL_PROFLINK_SAMPLE_RATE="1000")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -380,14 +390,21 @@ def test_demo_ends_in_the_table(demo_run: tuple[Path, str]) -> None:
     assert "POST /checkout" in shown
     assert f"proflink report {output}" in shown
     assert (output.stat().st_mode & 0o777) == 0o700
-    if CAN_SAMPLE:
-        for text in ("price_basket", "match rules", "shop-pool_", "No span", "refresh_exchange_r"):
-            assert text in shown
+    for text in ("price_basket", "match rules", "shop-pool_", "No span", "refresh_exchange_r"):
+        assert text in shown
     again = proflink("report", output).stdout
     assert shown.startswith(again.rstrip())
 
 
-@pytest.mark.skipif(not CAN_SAMPLE, reason="no sampling on this version of Python")
+@pytest.mark.skipif(CAN_SAMPLE, reason="this version of Python can be sampled")
+def test_demo_where_sampling_is_refused_says_why(tmp_path: Path) -> None:
+    done = proflink("demo", "--output", tmp_path / "out", "--duration", "1")
+    assert done.returncode == 1
+    assert "not supported by the sampler" in done.stderr
+    assert "the example left no capture" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_demo_against_its_ground_truth(demo_run: tuple[Path, str]) -> None:
     output, _ = demo_run
     truth = ground_truth()

@@ -739,3 +739,65 @@ report(child=child, parent=os.getpid(), status=status)
     assert "unit_child" in functions(done.capture, done.told["child"])
     assert "unit_before" not in functions(done.capture, done.told["child"])
     assert {"unit_before", "unit_after"} <= functions(done.capture, done.told["parent"])
+
+
+# -- endpoints ------------------------------------------------------------------------------------
+
+
+@samples
+def test_an_unfinished_request_gets_its_endpoint_later(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+from opentelemetry.trace import SpanKind
+with tracer.start_as_current_span("GET", kind=SpanKind.SERVER) as span:
+    make("unit_slow")(0.1)
+    processor.force_flush()
+    span.set_attribute("http.route", "/slow/{id}")
+processor.force_flush()
+""",
+    )
+    done.assert_clean()
+    found = {
+        sample.labels.get("endpoint")
+        for sample in read_profiles(done.capture)
+        if "unit_slow" in sample.functions
+    }
+    assert found == {"/slow/{id}"}
+
+
+# -- gevent ---------------------------------------------------------------------------------------
+
+
+@samples
+def test_under_gevent_the_exporter_is_a_real_thread(tmp_path: Path) -> None:
+    pytest.importorskip("gevent")
+    app = tmp_path / "patched.py"
+    app.write_text(
+        "from gevent import monkey\nmonkey.patch_all()\n" + APP_PRELUDE + SETUP + "import gevent\n"
+        """
+gevent.joinall([gevent.spawn(work, f"unit_{n}") for n in range(3)])
+make("unit_busy")(0.5)  # yields to nobody
+files = len(os.listdir(os.environ["OTEL_PROFLINK_OUTPUT_DIR"]))
+threading.Thread(target=work, args=("unit_late",)).start()
+report(files=files, tasks=len(os.listdir("/proc/self/task")))
+""",
+        encoding="utf-8",
+    )
+    capture = tmp_path / "capture"
+    ended = subprocess.run(
+        [sys.executable, str(app)],
+        cwd=tmp_path,
+        env=environment(capture, OTEL_PROFLINK_EXPORT_INTERVAL="100"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    done = Run(ended.returncode, ended.stdout, ended.stderr, capture)
+    done.assert_clean()
+    assert done.told["files"] >= 3, "it wrote while the only greenlet that ran was busy"
+    assert {"unit_0", "unit_1", "unit_2", "unit_busy", "unit_late"} <= functions(capture)
+    names = {sample.labels.get("thread_name") for sample in read_profiles(capture)}
+    assert "MainThread" in names
+    assert len(span_names(capture)) == 4

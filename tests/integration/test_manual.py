@@ -99,6 +99,7 @@ seen = []
 for _ in range(3):
     ProflinkInstrumentor().instrument()
     ProflinkInstrumentor().instrument()
+    settle()
     seen.append([linked(), profiler.get() is not None, runtime_context.installed() is not None])
     with ThreadPoolExecutor(1) as pool, tracer.start_as_current_span("root") as root:
         pool.submit(unit(f"round_{len(seen)}", root, None, "internal")).result()

@@ -50,8 +50,15 @@ def make(name):
     return scope[name]
 
 
+def settle():
+    """Give the sampler's thread time to come up: on a busy machine that may take some slices."""
+    time.sleep(0.1)
+
+
 def unit(name, span=None, root=None, span_type=""):
     """A function that burns CPU; it is to run under `span`, or under none."""
+    if not TRUTH:
+        settle()
     if span is None:
         TRUTH[name] = None
     else:

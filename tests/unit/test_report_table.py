@@ -217,6 +217,13 @@ def test_a_heap_of_combining_characters_stays_in_its_cell() -> None:
     assert len(draw(report_of(node("a" + "\u0301" * 100_000)))) < 3000
 
 
+def test_colours_stand_on_the_right_parts() -> None:
+    text = draw(shop(), color=True)
+    assert "\x1b[1mPOST /checkout\x1b[0m" in text  # bold, and not grey as the number before it
+    assert "\x1b[90m 73% \x1b[0mprice_basket" in text
+    assert "\x1b[32m  391 ms\x1b[0m" in text
+
+
 def test_limits() -> None:
     roots = [node(f"root {n}", *(node(f"child {m}", cpu=m) for m in range(9))) for n in range(9)]
     for root in roots:

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Final
@@ -134,23 +133,19 @@ def environment(output: Path) -> dict[str, str]:
     return env
 
 
-@dataclass(slots=True)
 class _Requests:
-    """What the example has told so far: a line for each request."""
+    """Counts the requests that the example has served: it prints a line for each."""
 
-    count: int = 0
-    last: str = ""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self.count = 0
 
     def follow(self, stream: IO[str]) -> None:
-        for line in stream:
-            with self.lock:
-                self.count += 1
-                self.last = visible(line.rstrip())
+        """Counts until the stream ends; for a thread of its own."""
+        for _ in stream:
+            self.count += 1
 
-    def describe(self) -> str:
-        with self.lock:
-            return f"{self.count} requests, last: {self.last}" if self.count else "starting"
+    def __str__(self) -> str:
+        return f"{self.count} requests" if self.count else "starting"
 
 
 def _run(command: list[str], env: dict[str, str], duration: float) -> list[str]:
@@ -186,8 +181,9 @@ def _run(command: list[str], env: dict[str, str], duration: float) -> list[str]:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-            reader.join(timeout=5)
-            process.stdout.close()
+            reader.join(timeout=2)
+            if not reader.is_alive():  # else something holds the pipe, and close() would wait too
+                process.stdout.close()
         errors.seek(0)
         complaints = [line for line in errors.read().splitlines() if line.strip()]
     if process.returncode != 0:
@@ -202,9 +198,9 @@ def _run(command: list[str], env: dict[str, str], duration: float) -> list[str]:
 def _watch(process: subprocess.Popen[str], requests: _Requests, duration: float) -> None:
     started = time.monotonic()
     console = new_console(stderr=True)
-    title = f"examples/{_EXAMPLE} under opentelemetry-instrument"
+    title = f"Running examples/{_EXAMPLE}"
     if not console.is_terminal:
-        console.print(f"Running {title} for {duration:g} s")
+        console.print(f"{title} under opentelemetry-instrument for {duration:g} s")
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -222,6 +218,6 @@ def _watch(process: subprocess.Popen[str], requests: _Requests, duration: float)
                 return
             except subprocess.TimeoutExpired:
                 elapsed = time.monotonic() - started
-            progress.update(task, completed=min(elapsed, duration), doing=requests.describe())
+            progress.update(task, completed=min(elapsed, duration), doing=str(requests))
             if elapsed > duration + _GRACE_S:
                 raise click.ClickException(f"the example did not end within {elapsed:.0f} s")

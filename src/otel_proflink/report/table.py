@@ -189,7 +189,7 @@ class _Renderer:
     def _root(self, table: Table, number: int, root: SpanNode) -> None:
         place = f"{number}  "
         indent = " " * len(place)
-        title = Text(place, _QUIET).append_text(self._name([root], len(place), _HEAD))
+        title = Text().append(place, _QUIET).append_text(self._name([root], len(place), _HEAD))
         service = root.record.service if root.record else ""
         about = self._glyphs.dot.join(filter(None, (root.span_type, service)))
         threads = self._threads(root.tree_threads, len(indent))
@@ -245,7 +245,7 @@ class _Renderer:
             text = f"{self._glyphs.more} {_count(len(row.nodes), 'more span')}"
             self._add(table, [self._quiet(head, text)], None, row.total, [])
             return
-        title = Text(head, _QUIET)
+        title = Text().append(head, _QUIET)
         if row.kind == "own":
             title.append("itself", "italic")
         else:
@@ -297,7 +297,7 @@ class _Renderer:
             return Text(f"{self._cut(label, width)}{_NOT_RECORDED}{count}", "italic")
         failed = any(node.record and node.record.failed for node in nodes)
         width = self._span_width - used - len(count) - 2 * failed
-        name = Text(self._cut(node.record.name or "(no name)", width), style)
+        name = Text().append(self._cut(node.record.name or "(no name)", width), style)
         name.append(count, _QUIET)
         return name.append(" !", _BAD) if failed else name
 
@@ -337,7 +337,7 @@ class _Renderer:
                 break
             share = f"{100 * weight / whole:3.0f}% "
             name = self._cut_name(function, self._function_width - len(share))
-            lines.append(Text(share, _QUIET).append(name, style))
+            lines.append(Text().append(share, _QUIET).append(name, style))
         return lines
 
     def _time(self, nanoseconds: int | None, style: str) -> Text:
