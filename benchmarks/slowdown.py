@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks._paired import Bar, Row, Side, arguments, estimate, measure, report
 from benchmarks._setup import Everything, Scratch
@@ -22,8 +23,12 @@ from otel_proflink import _sampler
 from otel_proflink.report.pprof_reader import read_profile
 
 DEPTH = 200
+# The sampler looks at an idle thread less and less often, for a second and a half; and an
+# application that runs for hours is not described by its first second.
+SETTLE_S = 2.0
 NO_SLOWDOWN = Bar(1.02)  # what such a machine resolves; DESIGN: none found, interval stated
 YIELD = Bar(95, at_least=True)
+Work = Callable[[int], dict[str, float]]
 
 
 def burn(turns: int) -> int:
@@ -46,21 +51,42 @@ def deep(turns: int, depth: int = DEPTH) -> int:
     return deep(turns, depth - 1) if depth else burn(turns)
 
 
+def runnable_s() -> float:
+    """Seconds in which this thread ran or, on a busy machine, waited for a CPU."""
+    ran, waited, _ = Path("/proc/thread-self/schedstat").read_bytes().split()
+    return (int(ran) + int(waited)) / 1e9
+
+
+def here(work: Callable[[int], int]) -> Callable[[int], dict[str, float]]:
+    """The work in the calling thread."""
+
+    def run(turns: int) -> dict[str, float]:
+        cpu, runnable = time.thread_time(), runnable_s()
+        work(turns)
+        return {
+            "thread_cpu": (time.thread_time() - cpu) / turns,
+            "runnable": runnable_s() - runnable,
+        }
+
+    return run
+
+
 def in_two_threads(turns: int) -> dict[str, float]:
-    """Half of the work in each of two threads; their CPU is the figure."""
-    cpu = []
+    """Half of the work in each of two threads; figures are sums."""
+    halves: list[dict[str, float]] = []
 
     def half() -> None:
-        began = time.thread_time()
-        burn(turns // 2 + 1)
-        cpu.append(time.thread_time() - began)
+        halves.append(here(burn)(turns // 2 + 1))
 
     threads = [threading.Thread(target=half) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return {"thread_cpu": sum(cpu) / turns}
+    return {
+        "thread_cpu": sum(half["thread_cpu"] for half in halves) / 2,
+        "runnable": sum(half["runnable"] for half in halves),
+    }
 
 
 class Idle:
@@ -124,28 +150,33 @@ except KeyboardInterrupt:
 class Profiled:
     """The side with the profiler on; also what the sampler burns, and what it finds."""
 
-    def __init__(self, work: Callable[[int], Mapping[str, float] | None], rate_hz: float) -> None:
+    def __init__(self, work: Work, rate_hz: float) -> None:
         self._work = work
         self._output = Scratch()
         self._everything = Everything(self._output, rate_hz=rate_hz)
+        self._runnable_s = 0.0
 
     def side(self) -> Side:
         """For `measure`."""
-        return Side("on", self._run, self._everything.on, self._leave)
+        return Side("on", self._run, self._enter, self._leave)
+
+    def _enter(self) -> None:
+        self._runnable_s = 0.0
+        self._everything.on()
+        time.sleep(SETTLE_S)
 
     def _run(self, turns: int) -> dict[str, float]:
-        sampler, cpu = _sampler.stats()["sampler_cpu_ns"], time.thread_time()
-        began = time.perf_counter()
-        figures = dict(self._work(turns) or {})
+        spent, began = _sampler.stats()["sampler_cpu_ns"], time.perf_counter()
+        figures = self._work(turns)
         wall = time.perf_counter() - began
-        spent = _sampler.stats()["sampler_cpu_ns"] - sampler
-        self._busy_cpu = figures.get("thread_cpu", (time.thread_time() - cpu) / turns) * turns
-        figures["sampler"] = spent / 1e9 / wall
-        return figures
+        spent = _sampler.stats()["sampler_cpu_ns"] - spent
+        self._runnable_s += figures["runnable"]
+        return {**figures, "sampler": spent / 1e9 / wall}
 
     def _leave(self) -> dict[str, float]:
-        # The warm-up before the timed work is in the profile too; it is 2 % of it, see `measure`.
         self._everything.profiler.stop()
+        # A thread that waits for a CPU is on it as far as samples go (their CPU weights are scaled
+        # to its clock): counted per second of either.
         found = sum(
             sample.values[0]
             for file in self._output.path.glob("profile-*.pb.gz")
@@ -154,7 +185,7 @@ class Profiled:
             and any(frame.function == burn.__qualname__ for frame in sample.stack.frames)
         )
         self._everything.off()
-        return {"yield": found / self._busy_cpu / 1.02}
+        return {"yield": found / self._runnable_s}
 
     def __enter__(self) -> Profiled:
         return self
@@ -173,7 +204,7 @@ class Case:
     """
 
     name: str
-    work: Callable[[int], Mapping[str, float] | None]
+    work: Work
     idle: int
     bar: float | None
     rates_hz: tuple[int, ...] = (100,)
@@ -181,16 +212,12 @@ class Case:
 
 
 CASES = (
-    Case("1 busy thread", lambda turns: _ignore(burn(turns)), 0, 0.2, (100, 1000)),
-    Case("200 frames deep", lambda turns: _ignore(deep(turns)), 0, 0.3),
+    Case("1 busy thread", here(burn), 0, 0.2, (100, 1000)),
+    Case("200 frames deep", here(deep), 0, 0.3),
     Case("50 idle + 2 busy", in_two_threads, 50, 0.5, (100, 1000)),
-    Case("200 idle + 1 busy", lambda turns: _ignore(burn(turns)), 200, None, pinned=False),
-    Case("1000 idle + 1 busy", lambda turns: _ignore(burn(turns)), 1000, 0.8),
+    Case("200 idle + 1 busy", here(burn), 200, None, pinned=False),
+    Case("1000 idle + 1 busy", here(burn), 1000, 0.8),
 )
-
-
-def _ignore(result: object) -> None:
-    pass
 
 
 def rows_of(case: Case, rate_hz: int, where: str, rounds: int) -> list[Row]:
@@ -202,7 +229,7 @@ def rows_of(case: Case, rate_hz: int, where: str, rounds: int) -> list[Row]:
             profiled.side(),
             Side("wake-ups", case.work, wake_ups.start, wake_ups.stop),
         ]
-        figures = measure(sides, rounds=rounds, block_s=0.5, settle_s=0.3)
+        figures = measure(sides, rounds=rounds, block_s=0.5, settle_s=0.05)
     title = f"{case.name}, {rate_hz} Hz, {where}"
     at_100 = rate_hz == 100
     floor = figures.typical("wake-ups", "sampler") * 100

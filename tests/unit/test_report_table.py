@@ -202,7 +202,7 @@ def test_text_of_a_capture_is_shown_and_obeyed_by_nobody(place: str) -> None:
     if place == "service" and root.record is not None:
         root.span_type = evil
     if place == "error":
-        report.errors.append(CaptureError(f"/tmp/{evil}", "no"))
+        report.errors.append(CaptureError(f"captures/{evil}", "no"))
     text = draw(report, 200)
     assert "[red]a[/red]:bomb:\\x1b" in text
     assert not set("\x1b\r\x00\u202e") & set(text)
