@@ -42,7 +42,13 @@ def machine(quick: bool) -> str:
 
 def section(name: str, quick: bool) -> str:
     """One benchmark's heading, command and table."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{name}",
+        "--json",
+        *(["--quick"] if quick else []),
+    ]
     began = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -4,6 +4,10 @@
 A busy or throttled machine moves both halves of a pair alike. Each round runs every side once, in
 an order that changes from round to round; a figure is the median over the rounds, with a bootstrap
 95 % interval and the spread (interquartile range) of the rounds.
+
+Where two sides run different code, the place that each lands at in memory counts too: the stock
+runtime context takes 232 or 265 ns, depending on the process. Hence `across_processes`, where a
+round is a process.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import gc
 import json
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,6 +114,13 @@ class Rounds:
         """Append the figures of one block."""
         self._figures[side].append(figures)
 
+    def medians(self) -> dict[str, dict[str, float]]:
+        """The median of each figure of each side."""
+        return {
+            side: {figure: self.typical(side, figure) for figure in blocks[0]}
+            for side, blocks in self._figures.items()
+        }
+
     def values(self, side: str, figure: str) -> list[float]:
         """One figure of one side, round by round."""
         return [block[figure] for block in self._figures[side]]
@@ -147,9 +159,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     )
 
 
-def measure(
-    sides: Sequence[Side], *, rounds: int, block_s: float, settle_s: float = 0.0
-) -> Rounds:
+def measure(sides: Sequence[Side], *, rounds: int, block_s: float, settle_s: float = 0.0) -> Rounds:
     """Run every side once a round; all of them do the same number of repetitions.
 
     Args:
@@ -203,6 +213,32 @@ def _calibrate(side: Side, block_s: float) -> int:
     return max(1, int(repetitions * block_s / took))
 
 
+def across_processes(
+    measure_all: Callable[[], Mapping[str, Rounds]], *, processes: int, options: argparse.Namespace
+) -> dict[str, Rounds]:
+    """Run `measure_all` in this many fresh processes; the medians of each are one round.
+
+    Only for modules run by `python -m`, which must come here first thing, in every process.
+
+    Returns:
+        By case, what all processes found.
+    """
+    if options.child:
+        json.dump({case: found.medians() for case, found in measure_all().items()}, sys.stdout)
+        raise SystemExit
+    command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name, "--child"]
+    if options.quick:
+        command.append("--quick")
+    results: dict[str, Rounds] = {}
+    for _ in range(processes):
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        for case, sides in json.loads(done.stdout).items():
+            rounds = results.setdefault(case, Rounds(sides))
+            for side, figures in sides.items():
+                rounds.add(side, figures)
+    return results
+
+
 # -- command line ---------------------------------------------------------------------------------
 
 
@@ -212,6 +248,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--quick", action="store_true", help="few rounds: wide intervals")
     parser.add_argument("--json", action="store_true", help="rows as JSON on standard output")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

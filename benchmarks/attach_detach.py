@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import opentelemetry.context as context_api
 from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context.context import _RuntimeContext
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from benchmarks._paired import Bar, Row, Side, arguments, measure, report
+from benchmarks._paired import Bar, Row, Side, across_processes, arguments, measure, report
 from benchmarks._setup import tracer_with
 from otel_proflink import _sampler
 from otel_proflink._linker import RuntimeContext, SpanHooks
@@ -19,6 +20,8 @@ from otel_proflink._linker import RuntimeContext, SpanHooks
 STOCK = ContextVarsRuntimeContext()
 OURS = RuntimeContext(STOCK)
 BAR = Bar(1.0)
+MADE_EACH_TIME = "span object made for each attach (remote parent)"
+GET_CURRENT = "`get_current`"
 
 
 class LinkOnly(SpanHooks, SpanProcessor):
@@ -65,11 +68,11 @@ def reads(turns: int) -> None:
 def sides(run: Callable[[int], None], attached: Context | None = None) -> list[Side]:
     """Stock, ours, and ours while this thread is sampled."""
 
-    def side(name: str, hook: object, sampled: bool) -> Side:
+    def side(name: str, hook: _RuntimeContext | RuntimeContext, sampled: bool) -> Side:
         tokens = []
 
         def enter() -> None:
-            context_api._RUNTIME_CONTEXT = hook
+            context_api._RUNTIME_CONTEXT = hook  # type: ignore[assignment]
             if sampled:
                 _sampler.start(100)
             if attached is not None:
@@ -87,27 +90,42 @@ def sides(run: Callable[[int], None], attached: Context | None = None) -> list[S
     return [side("stock", STOCK, False), side("ours", OURS, False), side("sampled", OURS, True)]
 
 
-def main() -> None:
-    """Measure and report."""
-    options = arguments(__doc__)
+def cases() -> dict[str, list[Side]]:
+    """All of them."""
     recording = set_span_in_context(tracer_with(LinkOnly()).start_span("work"), Context())
     ids = SpanContext(0x1F << 120, 0x2F << 56, is_remote=False)
     unsampled = set_span_in_context(NonRecordingSpan(ids), Context())
-    cases: list[tuple[str, list[Side], Bar | None]] = [
-        ("recording span", sides(cycles(recording)), BAR),
-        ("non-recording span", sides(cycles(unsampled)), BAR),
-        ("empty context", sides(cycles(Context())), BAR),
-        ("span object made for each attach (remote parent)", sides(fresh_spans), None),
-        ("`get_current`", sides(reads, attached=recording), None),
-    ]
+    return {
+        "recording span": sides(cycles(recording)),
+        "non-recording span": sides(cycles(unsampled)),
+        "empty context": sides(cycles(Context())),
+        MADE_EACH_TIME: sides(fresh_spans),
+        GET_CURRENT: sides(reads, attached=recording),
+    }
+
+
+def main() -> None:
+    """Measure and report."""
+    options = arguments(__doc__)
+    results = across_processes(
+        lambda: {name: measure(each, rounds=6, block_s=0.01) for name, each in cases().items()},
+        processes=12 if options.quick else 60,
+        options=options,
+    )
     rows = []
-    for name, choices, bar in cases:
-        rounds = measure(choices, rounds=30 if options.quick else 150, block_s=0.02)
+    for name, rounds in results.items():
         stock = rounds.typical("stock", "thread_cpu") / 8
         for side, title in (("ours", name), ("sampled", f"{name}, sampled at 100 Hz")):
             took = rounds.typical(side, "thread_cpu") / 8
-            note = f"{took * 1e9:.0f} ns, stock {stock * 1e9:.0f} ns"
-            rows.append(Row(title, rounds.ratio(side, "stock", "thread_cpu"), "×", bar, note))
+            rows.append(
+                Row(
+                    title,
+                    rounds.ratio(side, "stock", "thread_cpu"),
+                    "×",
+                    None if name in (MADE_EACH_TIME, GET_CURRENT) else BAR,
+                    f"{took * 1e9:.0f} ns, stock {stock * 1e9:.0f} ns",
+                )
+            )
     report(rows, as_json=options.json)
 
 

@@ -152,6 +152,7 @@ class Profiled:
 
     def __init__(self, work: Work, rate_hz: float) -> None:
         self._work = work
+        self._rate_hz = rate_hz
         self._output = Scratch()
         self._everything = Everything(self._output, rate_hz=rate_hz)
         self._runnable_s = 0.0
@@ -166,12 +167,14 @@ class Profiled:
         time.sleep(SETTLE_S)
 
     def _run(self, turns: int) -> dict[str, float]:
-        spent, began = _sampler.stats()["sampler_cpu_ns"], time.perf_counter()
+        before = _sampler.stats()
         figures = self._work(turns)
-        wall = time.perf_counter() - began
-        spent = _sampler.stats()["sampler_cpu_ns"] - spent
+        after = _sampler.stats()
         self._runnable_s += figures["runnable"]
-        return {**figures, "sampler": spent / 1e9 / wall}
+        # Per tick, as wake-ups are counted: a machine too busy to run all of them shows no less.
+        ticks = after["ticks"] - before["ticks"]
+        spent = (after["sampler_cpu_ns"] - before["sampler_cpu_ns"]) / 1e9
+        return {**figures, "sampler": spent / max(1, ticks) * self._rate_hz}
 
     def _leave(self) -> dict[str, float]:
         self._everything.profiler.stop()

@@ -8,16 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from opentelemetry import trace
+from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
+    BaseInstrumentor,
+)
 from opentelemetry.sdk.trace import TracerProvider
 
-from benchmarks._paired import Row, Side, arguments, measure, report
+from benchmarks._paired import Rounds, Row, Side, across_processes, arguments, measure, report
 from benchmarks._setup import Scratch
 from otel_proflink import ProflinkInstrumentor, config
 
 try:
     from opentelemetry.instrumentation.threading import ThreadingInstrumentor
 except ImportError:
-    ThreadingInstrumentor = None
+    ThreadingInstrumentor = None  # type: ignore[assignment, misc]
 
 
 def task() -> None:
@@ -27,7 +30,7 @@ def task() -> None:
 class Pool:
     """One side: a pool of one worker, used inside a span, under an instrumentor or none."""
 
-    def __init__(self, name: str, instrumentor: object | None) -> None:
+    def __init__(self, name: str, instrumentor: BaseInstrumentor | None) -> None:
         self.name = name
         self._instrumentor = instrumentor
         self._stack = ExitStack()
@@ -54,47 +57,35 @@ class Pool:
             submit(task).result()
 
 
-def main() -> None:
-    """Measure and report."""
-    options = arguments(__doc__)
+def measure_all() -> dict[str, Rounds]:
+    """All sides."""
     trace.set_tracer_provider(TracerProvider(shutdown_on_exit=False))
-    rows = []
     with Scratch() as output:
         os.environ[config.OUTPUT_DIR] = os.fspath(output.path)
         os.environ[config.START] = "now"
         pools = [Pool("stock", None), Pool("ours", ProflinkInstrumentor())]
         if ThreadingInstrumentor is not None:
             pools.append(Pool("threading", ThreadingInstrumentor()))
-        rounds = measure(
-            [pool.side() for pool in pools], rounds=20 if options.quick else 100, block_s=0.1
-        )
-        stock = rounds.typical("stock", "process_cpu") * 1e6
-        for pool in pools[1:]:
-            what = {
-                "ours": "`ProflinkInstrumentor`, sampled at 100 Hz",
-                "threading": "`opentelemetry-instrumentation-threading`",
-            }[pool.name]
-            took = rounds.typical(pool.name, "process_cpu") * 1e6
-            note = f"{took:.1f} µs, stock {stock:.1f} µs"
-            rows.append(
-                Row(
-                    f"{what} / stock, CPU of the process",
-                    rounds.ratio(pool.name, "stock", "process_cpu"),
-                    "×",
-                    note=note,
-                )
-            )
-            rows.append(
-                Row(f"{what} / stock, wall", rounds.ratio(pool.name, "stock", "wall"), "×")
-            )
-        if ThreadingInstrumentor is not None:
-            rows.append(
-                Row(
-                    "ours / `opentelemetry-instrumentation-threading`, CPU of the process",
-                    rounds.ratio("ours", "threading", "process_cpu"),
-                    "×",
-                )
-            )
+        return {"submit": measure([pool.side() for pool in pools], rounds=8, block_s=0.2)}
+
+
+def main() -> None:
+    """Measure and report."""
+    options = arguments(__doc__)
+    rounds = across_processes(measure_all, processes=4 if options.quick else 25, options=options)[
+        "submit"
+    ]
+    ours, peer = "`ProflinkInstrumentor`", "`opentelemetry-instrumentation-threading`"
+    pairs = [("ours", "stock", f"{ours} at 100 Hz / stock")]
+    if ThreadingInstrumentor is not None:
+        pairs += [("threading", "stock", f"{peer} / stock"), ("ours", "threading", "ours / theirs")]
+    rows = []
+    for side, base, title in pairs:
+        took = [rounds.typical(name, "process_cpu") * 1e6 for name in (side, base)]
+        note = f"{took[0]:.1f} µs, {took[1]:.1f} µs"
+        cpu, wall = (rounds.ratio(side, base, figure) for figure in ("process_cpu", "wall"))
+        rows.append(Row(f"{title}, CPU of the process", cpu, "×", note=note))
+        rows.append(Row(f"{title}, wall", wall, "×"))
     report(rows, as_json=options.json)
 
 

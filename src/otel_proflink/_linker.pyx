@@ -14,7 +14,7 @@ cimport cython
 from cpython.contextvars cimport (
     PyContextVar_New, PyContextVar_Reset, PyContextVar_Set,
 )
-from cpython.dict cimport PyDict_Check
+from cpython.dict cimport PyDict_Check, PyDict_DelItem, PyDict_SetItem
 from cpython.object cimport PyObject_Hash
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.string cimport memcmp
@@ -28,6 +28,7 @@ cdef extern from "Python.h":
     PyObject* PyDict_GetItemWithError(object, object) except? NULL
     int PyContextVar_Get(object, PyObject*, PyObject**) except -1
     void Py_DECREF(PyObject*)
+    Py_ssize_t Py_REFCNT(PyObject*)
 
 LOCAL_ROOT_KEY = "proflink.local_root_span_id"
 SPAN_TYPE_KEY = "proflink.span_type"
@@ -240,13 +241,18 @@ cdef object _baggage_of(object context):
 
 cdef object _record_in(object baggage):
     """(local root span id, span type) that a context's baggage carries, or None."""
+    cdef Py_UCS4 digit
+    cdef uint64_t number = 0
     root = baggage.get(_LOCAL_ROOT_KEY)
-    if type(root) is not str or len(root) != 16:
+    if type(root) is not str or len(<str>root) != 16:
         return None
-    try:
-        number = int(root, 16)
-    except ValueError:
-        return None
+    for digit in <str>root:  # lowercase hex and nothing else: int() takes more
+        if u'0' <= digit <= u'9':
+            number = number << 4 | (<uint32_t>digit - 0x30)
+        elif u'a' <= digit <= u'f':
+            number = number << 4 | (<uint32_t>digit - 0x61 + 10)
+        else:
+            return None
     if not number:
         return None
     span_type = baggage.get(_SPAN_TYPE_KEY)
@@ -569,7 +575,7 @@ cdef class PropagatedCall:
         module = None
         try:
             module = sys.modules["opentelemetry.context"]
-            token = module.attach(_unpack(self.context))
+            token = module.attach(_unpack(self))
         except Exception:
             _logger.debug("submitted context not attached", exc_info=True)
         try:
@@ -579,26 +585,30 @@ cdef class PropagatedCall:
                 module.detach(token)
 
 
-cdef object _unpack(object context):
-    """Turns the propagation record of `context` into a link; returns the context without it."""
+cdef object _unpack(PropagatedCall call):
+    """Turns the propagation record of the call's context into a link, and takes it out."""
     global _context_type
+    context = call.context
     baggage = _baggage_of(context)
-    if not baggage or _LOCAL_ROOT_KEY not in baggage:
+    if not baggage or (_LOCAL_ROOT_KEY not in baggage and _SPAN_TYPE_KEY not in baggage):
         return context
     span = _span_in(context)
     if span is not None and _cached(span) is None:
         _derive(span, context)
+    if Py_REFCNT(<PyObject*>context) > 2:  # the call's and ours: else somebody else sees it too
+        if _context_type is None:
+            from opentelemetry.context.context import Context
+            _context_type = Context
+        context = _context_type(context)
     rest = {name: value for name, value in baggage.items()
             if name != _LOCAL_ROOT_KEY and name != _SPAN_TYPE_KEY}
-    entries = dict(context)
+    # Past the methods by which a Context refuses changes: this copy is nobody's yet.
     if rest:
-        entries[_baggage_key] = rest
+        PyDict_SetItem(context, _baggage_key, rest)
     else:
-        del entries[_baggage_key]
-    if _context_type is None:
-        from opentelemetry.context.context import Context
-        _context_type = Context
-    return _context_type(entries)
+        PyDict_DelItem(context, _baggage_key)
+    call.context = context
+    return context
 
 
 def call_linked(Link link not None, function):

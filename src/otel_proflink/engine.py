@@ -201,7 +201,8 @@ class Engine:
 
     def _run(self) -> None:
         interval = self.config.export_interval_ms / 1000
-        self._guarded(lambda: self._sampler.ignore_thread(threading.get_native_id()))
+        native_id = threading.get_native_id()
+        self._guarded(lambda: self._sampler.ignore_thread(native_id))
         self._guarded(self._prepare)
         next_flush = time.monotonic() + interval
         wake = _WAKE_S
@@ -223,6 +224,8 @@ class Engine:
             for request in requests:
                 request.answer.put(succeeded)
         self._guarded(self._exporter.shutdown)
+        # The places are few, and the kernel hands thread ids out again.
+        self._guarded(lambda: self._sampler.unignore_thread(native_id))
 
     def _wait(self, timeout_s: float) -> list[_Request]:
         requests: list[_Request] = []

@@ -42,6 +42,9 @@ class Sampler(Protocol):
     def ignore_thread(self, native_id: int) -> None:
         """Do not sample this thread."""
 
+    def unignore_thread(self, native_id: int) -> None:
+        """Undo `ignore_thread`."""
+
     def swap(self) -> Capture | None:
         """Everything since the last swap."""
 

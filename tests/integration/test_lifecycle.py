@@ -237,18 +237,18 @@ import faulthandler
 faulthandler.enable()
 processor.shutdown()
 profiler = proflink.Profiler()
-for n in range(30):
+for n in range(20):
     profiler.start()
     assert profiler.running
-    work(f"unit_{n}", 0.02)
+    work(f"unit_{n}", 0.06)
     assert profiler.stop()
 report()
 """,
         OTEL_PROFLINK_EXPORT_INTERVAL="100",
     )
     done.assert_clean()
-    assert functions(done.capture) >= {f"unit_{n}" for n in range(30)}
-    assert len(span_names(done.capture)) == 30
+    assert functions(done.capture) >= {f"unit_{n}" for n in range(20)}
+    assert len(span_names(done.capture)) == 20
     done.verdict().assert_right(min_samples=1)
 
 
@@ -479,7 +479,7 @@ def test_switched_off(tmp_path: Path, variable: str) -> None:
         "work('unit_a')\nreport(threads=threading.active_count())\n",
         **{name: value},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, our_lines(done.stderr)) == (0, [])
     assert done.told["threads"] == 1
     assert not done.capture.exists()
 

@@ -101,6 +101,9 @@ class FakeSampler:
     def ignore_thread(self, native_id: int) -> None:
         self.ignored.append(native_id)
 
+    def unignore_thread(self, native_id: int) -> None:
+        self.ignored.remove(native_id)
+
     def swap(self) -> FakeCapture | None:
         self.calls.append("swap")
         capture = FakeCapture(dict(self.roots), self.samples)

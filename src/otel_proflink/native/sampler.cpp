@@ -44,7 +44,9 @@ class Sampler {
     Sampler() noexcept
         : threads_(memory_, abi_),
           codes_(memory_, abi_),
-          snapshotter_(memory_, abi_, context_key()) {}
+          snapshotter_(memory_, abi_, context_key()) {
+        make_condition();
+    }
 
     const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool watched) noexcept;
     void stop() noexcept;
@@ -60,6 +62,7 @@ class Sampler {
     void after_fork_in_child() noexcept;
 
   private:
+    void make_condition() noexcept;
     static void* thread_main(void* self) noexcept;
     void run() noexcept;
     void tick(std::uint64_t now) noexcept;
@@ -113,12 +116,6 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns,
     }
     threads_.refresh(0, now, period_ns_, true);
 
-    pthread_condattr_t condition;
-    pthread_condattr_init(&condition);
-    pthread_condattr_setclock(&condition, CLOCK_MONOTONIC);
-    pthread_cond_init(&wake_, &condition);
-    pthread_condattr_destroy(&condition);
-
     // The thread inherits a mask with everything blocked: signals are for the application.
     sigset_t all, before;
     sigfillset(&all);
@@ -136,6 +133,14 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns,
     }
     pthread_setname_np(thread_, "proflink");
     return nullptr;
+}
+
+void Sampler::make_condition() noexcept {
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&wake_, &monotonic);
+    pthread_condattr_destroy(&monotonic);
 }
 
 void Sampler::stop() noexcept {
@@ -396,8 +401,10 @@ SamplerStats Sampler::stats() noexcept {
 // The child has one thread and a copy of everything. The parent's samples are the parent's.
 void Sampler::after_fork_in_child() noexcept {
     pthread_mutex_init(&mutex_, nullptr);
+    make_condition();
     running_ = stopping_ = false;
     threads_.clear();
+    threads_.ignore_none();
     memory_.close();
     profile_free(profile_);
     profile_ = nullptr;

@@ -17,10 +17,15 @@ T load(const unsigned char* from) noexcept {
 }  // namespace
 
 void ThreadList::ignore(std::int32_t tid, bool ignore) noexcept {
+    if (ignore && ignored(tid)) return;
     for (auto& place : ignored_) {
         std::int32_t expected = ignore ? 0 : tid;
         if (place.compare_exchange_strong(expected, ignore ? tid : 0)) return;
     }
+}
+
+void ThreadList::ignore_none() noexcept {
+    for (auto& place : ignored_) place.store(0, std::memory_order_relaxed);
 }
 
 bool ThreadList::ignored(std::int32_t tid) const noexcept {

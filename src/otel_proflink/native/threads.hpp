@@ -41,6 +41,7 @@ class ThreadList {
     void resolve_slots() noexcept;
     void clear() noexcept;
     void ignore(std::int32_t tid, bool ignored) noexcept;
+    void ignore_none() noexcept;
 
     std::uint32_t size() const noexcept { return size_; }
     SampledThread& operator[](std::uint32_t i) noexcept { return threads_[i]; }

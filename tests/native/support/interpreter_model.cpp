@@ -60,6 +60,7 @@ Model::Model(Layout layout, Options options) : layout_(layout), options_(options
     arena_.resize(kArenaWords);
     bump_ = 64;  // reads may begin a little before an object
     truths_.push_back(Truth{});
+    function();  // number 0: the trampoline that entry shims run
     add_thread(0, 7001);
     add_thread(1, 7002);
     slots_[0].tid.store(7001);
@@ -162,6 +163,9 @@ void Model::execute(const Op& op) {
             break;
         case Kind::slot_done:
             if (!options_.slots_never_move) attach_done(&slots_[op.value]);
+            break;
+        case Kind::code_death:
+            deaths_.push_back(reinterpret_cast<std::uintptr_t>(op.at));
             break;
         case Kind::link_make: {
             std::uint8_t trace[16] = {1};
@@ -281,10 +285,12 @@ void Model::thread_end(Thread* t) {
     }
     for (; !t->chunks.empty(); t->chunks.pop_back()) release(t->chunks.back().at);
     t->leaf = t->top = nullptr;
-    t->alive = false;
-    truth_changed();
     // Another object lives here for a while.
     for (std::uint32_t at = 0; at < tstate_at::size; at += 8) {
+        if (at == tstate_at::id) {
+            t->alive = false;  // until here it is a thread without frames
+            truth_changed();
+        }
         store(t->tstate, at, 0xdddddddddddddd00u + at, "thread state freed");
     }
 }
@@ -517,6 +523,7 @@ const Function* Model::function_new() {
 }
 
 void Model::function_free(const Function* f) {
+    emit(Kind::code_death, f->code, 0, "code dies");
     release(f->code);
     store(f->code, 0, 0, "code freed");
 }

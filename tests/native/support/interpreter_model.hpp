@@ -161,6 +161,8 @@ class Model {
     void rewind_to(std::uint32_t position);  // runs forward until there
 
     Layout layout() const { return layout_; }
+    // Code objects freed since the last call, as a code watcher tells them.
+    std::vector<std::uintptr_t>& deaths() { return deaths_; }
     bool holds(std::uintptr_t address, std::size_t size) const;
     ThreadKey key() const;
     std::uint64_t serial_of(int link) const;
@@ -176,6 +178,7 @@ class Model {
         new_id,
         slot_begin,
         slot_done,
+        code_death,
         link_make,
         link_drop,
         store_record,
@@ -239,6 +242,7 @@ class Model {
     std::size_t live_at_loop_ = 0;
 
     std::uint32_t position_ = 0;
+    std::vector<std::uintptr_t> deaths_;
     std::uint64_t next_id_ = 100;
     std::vector<LinkRecord*> records_;
     AttachSlot slots_[2]{};

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo           build, run the example under opentelemetry-instrument, show its slowest spans
+# make test           the tests (PYTEST_ARGS="-k pool -x")
+# make test-all       the tests on every interpreter found (3.11 to 3.15)
+# make test-oldest    the tests with the oldest dependencies that pyproject.toml allows, on 3.11
+# make native-test    the C++ unit tests (SANITIZE=address,undefined or SANITIZE=thread)
+# make build          editable install into $(VENV), again after a change to native code
+# make lint           all linters and type checks; make format puts right what can be
+# make bench          the benchmarks (BENCH_ARGS="--quick span")
+# make wheel          a wheel, in dist/
+# make clean          removes whatever these made, but for captures (proflink-out/)
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=.venv-3.12 the environment (one interpreter each).
+
+.DELETE_ON_ERROR:
+SHELL := bash
+.PHONY: demo test test-all test-oldest native-test build lint lint-python lint-types lint-cython \
+	lint-native format bench wheel clean help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+SANITIZE ?=
+
+py := $(VENV)/bin/python
+pip := $(py) -m pip --disable-pip-version-check install --quiet
+# A file in here says that a step is done; each names what makes it necessary again.
+done := $(VENV)/proflink
+requirements = $(py) scripts/requirements.py $(1) > $(done)/$(1).txt
+
+native := $(shell find src/otel_proflink tests/native -name '*.[ch]' -o -name '*.[ch]pp')
+compiled := $(filter src/%,$(native)) $(wildcard src/otel_proflink/*.pyx src/otel_proflink/*.pxd) \
+	CMakeLists.txt src/otel_proflink/CMakeLists.txt examples/thread_pool.py
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(done)/built
+	$(VENV)/bin/proflink demo
+
+test: $(done)/built $(done)/test-tools
+	$(py) -m pytest $(PYTEST_ARGS)
+
+build: $(done)/built
+
+# Not isolated: an isolated build starts from an empty directory and compiles everything each time.
+$(done)/built: $(done)/build-tools $(compiled) pyproject.toml
+	$(pip) --no-build-isolation --config-settings=build-dir=build/$(notdir $(VENV)) --editable '.[cli,zero-code]'
+	@touch $@
+
+$(done)/build-tools: scripts/venv.sh scripts/requirements.py pyproject.toml
+	scripts/venv.sh "$(PYTHON)" $(VENV)
+	@mkdir -p $(done)
+	@$(call requirements,build)
+	$(pip) -r $(done)/build.txt
+	@touch $@
+
+$(done)/%-tools: $(done)/build-tools
+	@$(call requirements,$*)
+	$(pip) -r $(done)/$*.txt
+	@touch $@
+
+test-all:
+	@set -e; scripts/interpreters.sh | while read -r version python; do \
+	    echo "== CPython $$version"; \
+	    $(MAKE) test VENV=.venv-$$version PYTHON="$$python" </dev/null; \
+	done
+
+# A constraint, so that pip resolves everything else as ever.
+test-oldest: oldest := .venv-oldest/oldest.txt
+test-oldest:
+	@set -e; read -r _ python < <(scripts/interpreters.sh 3.11) || exit 1; \
+	scripts/venv.sh "$$python" .venv-oldest; \
+	.venv-oldest/bin/python scripts/requirements.py --oldest > $(oldest); \
+	PIP_CONSTRAINT=$(oldest) $(MAKE) test VENV=.venv-oldest PYTHON="$$python"
+
+# CMake finds GoogleTest (Debian: libgtest-dev), Cython and CPython's headers.
+comma := ,
+variant := native$(addprefix -,$(subst $(comma),-,$(SANITIZE)))
+# The thread sanitizer wants its shadow memory where address randomisation may put something else.
+native-test: run := $(if $(findstring thread,$(SANITIZE)),setarch $(shell uname -m) --addr-no-randomize)
+native-test: $(done)/build-tools
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S . -B build/$(variant) -G Ninja \
+	    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$(abspath $(py))" \
+	    -DPROFLINK_NATIVE_TESTS=ON -DPROFLINK_SANITIZE="$(SANITIZE)"
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake --build build/$(variant)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(run) ctest --test-dir build/$(variant) \
+	    --output-on-failure --no-tests=error
+
+lint: lint-python lint-types lint-cython lint-native
+
+lint-python: $(done)/lint-tools
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+# stubtest compares the stubs with the modules as built.
+lint-types: $(done)/built $(done)/test-tools $(done)/lint-tools
+	$(py) -m mypy
+	$(py) -m mypy.stubtest otel_proflink._linker otel_proflink._sampler \
+	    --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist.txt
+
+lint-cython: $(done)/lint-tools
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint src
+
+lint-native: $(done)/lint-tools
+	$(VENV)/bin/clang-format --dry-run -Werror $(native)
+
+format: $(done)/lint-tools
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/clang-format -i $(native)
+
+bench: $(done)/built $(done)/test-tools
+	$(py) -m benchmarks $(BENCH_ARGS)
+
+wheel: $(done)/build-tools
+	$(py) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist .venv .venv-* .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
