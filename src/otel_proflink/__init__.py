@@ -29,7 +29,7 @@ _EXPORTS = {
     "stop": "otel_proflink.profiler",
 }
 
-__all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604
+__all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str) -> object:

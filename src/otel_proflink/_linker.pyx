@@ -21,6 +21,7 @@ from libc.string cimport memcmp
 
 import logging
 import sys
+from contextvars import ContextVar
 
 from opentelemetry.context.context import _RuntimeContext
 
@@ -470,12 +471,17 @@ cdef class RuntimeContext:
     # False: a pass-through that publishes no links any more.
     cdef public bint linking
     cdef bint left
+    # The delegate's own variable, where it is a stock one: read without running its Python code.
+    cdef object stock_variable
 
     def __init__(self, delegate=None):
+        from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
         if delegate is None:
-            from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
             delegate = ContextVarsRuntimeContext()
         self.delegate = delegate
+        variable = getattr(delegate, "_current_context", None)
+        if type(delegate) is ContextVarsRuntimeContext and isinstance(variable, ContextVar):
+            self.stock_variable = variable
         self.linking = True
         self.left = False
 
@@ -506,8 +512,17 @@ cdef class RuntimeContext:
 
     def get_current(self):
         """The current `Context`, never None."""
+        cdef PyObject* found = NULL
         context = _current_context()
-        return context if context is not None else self.delegate.get_current()
+        if context is not None:
+            return context
+        if self.stock_variable is not None:
+            PyContextVar_Get(self.stock_variable, NULL, &found)
+            if found is not NULL:
+                context = <object>found
+                Py_DECREF(found)
+                return context
+        return self.delegate.get_current()
 
     def detach(self, token):
         """Undoes the attach that returned `token`.
@@ -564,7 +579,7 @@ cdef class PropagatedCall:
     """
 
     cdef object function
-    cdef object context
+    cdef readonly object context
 
     def __init__(self, function, context):
         self.function = function
@@ -585,9 +600,54 @@ cdef class PropagatedCall:
                 module.detach(token)
 
 
+def propagated(function):
+    """A `PropagatedCall` of `function` under a copy of the current context with its record.
+
+    What `PropagatedCall(function, inject(get_current()))` makes, without running Python code.
+    """
+    cdef PropagatedCall call
+    cdef Link link = _current_link()
+    context = _active_context()
+    if link is None:
+        link = _link_for(context)
+    baggage = _baggage_of(context)
+    context = _copy_context(context)
+    if link is not None or baggage:
+        _put_record(context, baggage, link)
+    call = PropagatedCall.__new__(PropagatedCall)
+    call.function = function
+    call.context = context
+    return call
+
+
+cdef object _copy_context(object context):
+    global _context_type
+    if _context_type is None:
+        from opentelemetry.context.context import Context
+        _context_type = Context
+    return _context_type(context)
+
+
+cdef object _put_record(object context, object baggage, Link link):
+    """Writes the record of `link` into a context that is nobody else's yet."""
+    cdef dict entries = {}
+    if baggage:
+        entries.update(baggage)
+        entries.pop(_LOCAL_ROOT_KEY, None)
+        entries.pop(_SPAN_TYPE_KEY, None)
+    if link is not None:
+        entries[_LOCAL_ROOT_KEY] = link.record.local_root_span_id[:8].hex()
+        if link.record.span_type != 0:
+            entries[_SPAN_TYPE_KEY] = link.span_type
+    if _baggage_key is None and _resolve_baggage_key() is None:
+        import opentelemetry.baggage
+        _resolve_baggage_key()
+    # Past the methods by which a Context refuses changes.
+    PyDict_SetItem(context, _baggage_key, entries)
+
+
 cdef object _unpack(PropagatedCall call):
     """Turns the propagation record of the call's context into a link, and takes it out."""
-    global _context_type
     context = call.context
     baggage = _baggage_of(context)
     if not baggage or (_LOCAL_ROOT_KEY not in baggage and _SPAN_TYPE_KEY not in baggage):
@@ -596,10 +656,7 @@ cdef object _unpack(PropagatedCall call):
     if span is not None and _cached(span) is None:
         _derive(span, context)
     if Py_REFCNT(<PyObject*>context) > 2:  # the call's and ours: else somebody else sees it too
-        if _context_type is None:
-            from opentelemetry.context.context import Context
-            _context_type = Context
-        context = _context_type(context)
+        context = _copy_context(context)
     rest = {name: value for name, value in baggage.items()
             if name != _LOCAL_ROOT_KEY and name != _SPAN_TYPE_KEY}
     # Past the methods by which a Context refuses changes: this copy is nobody's yet.

@@ -216,9 +216,7 @@ def test_a_span_started_but_not_attached_gives_no_label(tracer: trace.Tracer) ->
 
 
 def test_explicit_type_overrides(tracer: trace.Tracer) -> None:
-    span = tracer.start_span(
-        "s", kind=SpanKind.SERVER, attributes={"proflink.span_type": "batch"}
-    )
+    span = tracer.start_span("s", kind=SpanKind.SERVER, attributes={"proflink.span_type": "batch"})
     link = link_of(span)
     assert link is not None
     assert link.span_type == "batch"

@@ -7,14 +7,19 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context, get_current, set_value
 
-from otel_proflink._linker import PropagatedCall, current_link, link_for_context, new_link
+from otel_proflink._linker import (
+    PropagatedCall,
+    current_link,
+    link_for_context,
+    new_link,
+    propagated,
+)
 from otel_proflink.instrumentation.propagation import (
     LOCAL_ROOT_KEY,
     SPAN_TYPE_KEY,
     entries_of,
     extract,
     inject,
-    inject_current,
 )
 from tests.support.ground_truth import attached, linking, remote_context
 
@@ -89,20 +94,34 @@ def test_extract_leaves_a_context_without_record_alone() -> None:
     assert extract(context)[0] is context
 
 
-def test_inject_current_knows_a_root_whose_record_is_gone() -> None:
+def test_propagated_knows_a_root_whose_record_is_gone() -> None:
     """A task's task: the entries were removed in the first worker, the link was not."""
     context = baggage.set_baggage(LOCAL_ROOT_KEY, f"{789:016x}", remote_context(TRACE, SPAN))
     context = baggage.set_baggage(SPAN_TYPE_KEY, "web", context)
     with linking(pool=False):
-        copy = PropagatedCall(lambda: inject_current(get_current()), context)()
+        copy = PropagatedCall(lambda: propagated(print).context, context)()
     assert dict(baggage.get_all(copy)) == {LOCAL_ROOT_KEY: f"{789:016x}", SPAN_TYPE_KEY: "web"}
 
 
-def test_inject_current_without_the_context_hook() -> None:
-    with attached(remote_context(TRACE, SPAN)) as context:
+def test_propagated_without_the_context_hook() -> None:
+    with attached(remote_context(TRACE, SPAN)):
         assert current_link() is None
-        copy = inject_current(context)
+        copy = propagated(print).context
     assert baggage.get_baggage(LOCAL_ROOT_KEY, copy) == f"{SPAN:016x}"
+
+
+@pytest.mark.parametrize("entries", [{}, {"tenant": "acme"}])
+@pytest.mark.parametrize("span", [True, False])
+def test_propagated_carries_what_inject_does(entries: dict[str, str], span: bool) -> None:
+    context = remote_context(TRACE, SPAN) if span else Context({"other": 1})
+    for name, value in entries.items():
+        context = baggage.set_baggage(name, value, context)
+    before = dict(context)
+    with linking(pool=False), attached(context):
+        copy = propagated(print).context
+    assert copy == inject(context)
+    assert copy is not context
+    assert dict(context) == before
 
 
 def test_entries_of_different_links_are_not_mixed_up() -> None:

@@ -127,10 +127,10 @@ def test_submit_looks_like_the_stock_one() -> None:
 
 
 def test_our_failure_never_breaks_a_submit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(context: Context) -> Context:
+    def broken(function: object) -> object:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(thread_pool, "inject_current", broken)
+    monkeypatch.setattr(thread_pool, "propagated", broken)
     with linking(), attached(remote_context(1, 2)), ThreadPoolExecutor(1) as pool:
         assert pool.submit(divmod, 7, 2).result() == (3, 1)
 

@@ -20,11 +20,10 @@ from otel_proflink._linker import (
     LOCAL_ROOT_KEY,
     SPAN_TYPE_KEY,
     Link,
-    current_link,
     link_for_context,
 )
 
-__all__ = ["LOCAL_ROOT_KEY", "SPAN_TYPE_KEY", "entries_of", "extract", "inject", "inject_current"]
+__all__ = ["LOCAL_ROOT_KEY", "SPAN_TYPE_KEY", "entries_of", "extract", "inject"]
 
 # The API keeps its own key for baggage private; a context with nothing but baggage shows it.
 _BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("", "", Context())))
@@ -59,16 +58,6 @@ def inject(context: Context) -> Context:
     return _copy_with(context, link_for_context(context))
 
 
-def inject_current(context: Context) -> Context:
-    """Like `inject`, for a `context` that is current in this thread.
-
-    The native side holds that one's link already, and may know more than the context shows: the
-    root of a span that came with a record, whose entries are gone by now.
-    """
-    link = current_link()
-    return _copy_with(context, link if link is not None else link_for_context(context))
-
-
 def extract(context: Context) -> tuple[Context, Link | None]:
     """Return `context` without the record, and the link that context and record make together.
 
@@ -92,7 +81,6 @@ def _copy_with(context: Context, link: Link | None) -> Context:
 
 
 def _with_baggage(context: Context, entries: Mapping[str, object]) -> Context:
-    # One copy, where `baggage.set_baggage` makes two for every entry: this runs at every submit.
     if entries:
         return Context(context, **{_BAGGAGE_KEY: entries})
     if context.get(_BAGGAGE_KEY):  # nothing but the record was in it

@@ -18,10 +18,9 @@ from concurrent.futures import thread as _pool_module
 from typing import Any, Final
 
 import wrapt
-from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.context import Context, attach, detach
 
-from otel_proflink._linker import PropagatedCall
-from otel_proflink.instrumentation.propagation import inject_current
+from otel_proflink._linker import PropagatedCall, propagated
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ def _propagating(stock: Callable[..., Future[Any]]) -> Callable[..., Future[Any]
         # A PropagatedCall comes from a wrapper of ours further out.
         if _active and type(fn) is not PropagatedCall and not _runs_elsewhere(type(self)):
             try:
-                fn = PropagatedCall(fn, inject_current(get_current()))
+                fn = propagated(fn)
             except Exception:  # the task matters more than its label
                 logger.debug("a task is submitted without its context", exc_info=True)
         return stock(self, fn, *args, **kwargs)

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sampler.hpp"
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <new>
 
@@ -44,9 +47,7 @@ class Sampler {
     Sampler() noexcept
         : threads_(memory_, abi_),
           codes_(memory_, abi_),
-          snapshotter_(memory_, abi_, context_key()) {
-        make_condition();
-    }
+          snapshotter_(memory_, abi_, context_key()) {}
 
     const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool watched) noexcept;
     void stop() noexcept;
@@ -62,9 +63,9 @@ class Sampler {
     void after_fork_in_child() noexcept;
 
   private:
-    void make_condition() noexcept;
     static void* thread_main(void* self) noexcept;
     void run() noexcept;
+    bool sleep_until(std::uint64_t deadline) noexcept;
     void tick(std::uint64_t now) noexcept;
     void poll(std::uint32_t* index, std::uint64_t now) noexcept;
     bool observe(SampledThread& thread, std::uint64_t now, std::uint64_t cpu_moved) noexcept;
@@ -84,10 +85,10 @@ class Sampler {
 
     // Held for the length of a tick, a swap or a fork; application threads meet it only in fork.
     pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
-    pthread_cond_t wake_{};
     pthread_t thread_{};
     bool running_ = false;
-    bool stopping_ = false;
+    // 1: the thread is to end. A futex, so that a tick's sleep costs one system call.
+    std::atomic<std::uint32_t> stopping_{0};
     bool watched_ = false;
     std::uint64_t period_ns_ = 0;
     std::uint64_t interval_began_ns_ = 0;
@@ -102,7 +103,7 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns,
     abi_ = abi;
     period_ns_ = period_ns;
     watched_ = watched;
-    stopping_ = false;
+    stopping_.store(0);
     tick_number_ = 0;
     const char* reason = nullptr;
     if (!memory_.open(&reason)) return reason;
@@ -135,23 +136,9 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns,
     return nullptr;
 }
 
-void Sampler::make_condition() noexcept {
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&wake_, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-}
-
 void Sampler::stop() noexcept {
-    pthread_mutex_lock(&mutex_);
-    if (!running_ || stopping_) {
-        pthread_mutex_unlock(&mutex_);
-        return;
-    }
-    stopping_ = true;
-    pthread_cond_signal(&wake_);
-    pthread_mutex_unlock(&mutex_);
+    if (!running_ || stopping_.exchange(1) != 0) return;
+    syscall(SYS_futex, &stopping_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
     pthread_join(thread_, nullptr);
     pthread_mutex_lock(&mutex_);
     close_interval(clock_ns(CLOCK_MONOTONIC));
@@ -166,27 +153,34 @@ void* Sampler::thread_main(void* self) noexcept {
     return nullptr;
 }
 
+// Sleeps until `deadline`, on the monotonic clock; true when the thread is to end.
+bool Sampler::sleep_until(std::uint64_t deadline) noexcept {
+    const timespec until = to_timespec(deadline);
+    while (stopping_.load() == 0) {
+        // FUTEX_WAIT_BITSET takes an absolute time on CLOCK_MONOTONIC.
+        const long result = syscall(SYS_futex, &stopping_, FUTEX_WAIT_BITSET_PRIVATE, 0, &until,
+                                    nullptr, FUTEX_BITSET_MATCH_ANY);
+        if (result != 0 && errno == ETIMEDOUT) return false;
+    }
+    return true;
+}
+
 void Sampler::run() noexcept {
     std::uint64_t nominal = clock_ns(CLOCK_MONOTONIC) + period_ns_;
-    pthread_mutex_lock(&mutex_);
+    const std::uint64_t spread = period_ns_ / kJitterDivisor;
     for (;;) {
         random_ = mix(random_ + 0x9e3779b97f4a7c15u);
-        const std::uint64_t spread = period_ns_ / kJitterDivisor;
         const std::uint64_t deadline = nominal - spread / 2 + random_ % (spread + 1);
-        const timespec until = to_timespec(deadline);
-        int woke = 0;
-        while (!stopping_ && woke != ETIMEDOUT) {
-            woke = pthread_cond_timedwait(&wake_, &mutex_, &until);
-        }
-        if (stopping_) break;
+        if (sleep_until(deadline)) return;
+        pthread_mutex_lock(&mutex_);
         const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
         if (now > deadline + period_ns_ / 2) ++stats_.late_ticks;
         tick(now);
+        pthread_mutex_unlock(&mutex_);
         nominal += period_ns_;
         // After a suspension or an overrun: go on from here instead of catching up in a burst.
         if (nominal < now) nominal = now + period_ns_;
     }
-    pthread_mutex_unlock(&mutex_);
 }
 
 void Sampler::tick(std::uint64_t now) noexcept {
@@ -401,8 +395,8 @@ SamplerStats Sampler::stats() noexcept {
 // The child has one thread and a copy of everything. The parent's samples are the parent's.
 void Sampler::after_fork_in_child() noexcept {
     pthread_mutex_init(&mutex_, nullptr);
-    make_condition();
-    running_ = stopping_ = false;
+    running_ = false;
+    stopping_.store(0);
     threads_.clear();
     threads_.ignore_none();
     memory_.close();

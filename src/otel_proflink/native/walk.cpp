@@ -102,6 +102,7 @@ Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const
     frame.instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
     frame.owner = raw[abi_.frame.owner];
     frame.confirmed = false;
+    frame.in_chunk = false;
     return frame;
 }
 
@@ -118,6 +119,7 @@ bool FrameReader::read(std::uintptr_t address, bool is_leaf, Frame* frame) noexc
     const unsigned char* raw = locate(address);
     if (raw == nullptr) return false;
     *frame = parse(address, raw);
+    frame->in_chunk = used_.holds(address, abi_.frame.size);
     return true;
 }
 
@@ -126,8 +128,10 @@ bool FrameReader::recheck(const Chain& chain, const ReadRequest* after,
     ReadRequest requests[kRecheck + 4];
     const Frame* checked[kRecheck];
     std::uint32_t count = 0;
+    std::uint32_t in_chunk = 0;
     for (std::uint32_t i = 0; i < chain.count && count < kRecheck; ++i) {
         if (chain.frames[i].confirmed) continue;
+        if (chain.frames[i].in_chunk && ++in_chunk > kRecheckInChunk) continue;
         checked[count] = &chain.frames[i];
         requests[count] = {chain.frames[i].address, again_[count], abi_.frame.size};
         ++count;

@@ -15,6 +15,7 @@ struct Frame {
     std::uintptr_t instruction;
     std::uint8_t owner;
     bool confirmed;  // read twice within about a microsecond, and found the same
+    bool in_chunk;   // on the thread's data stack, where callers lie below what they called
 };
 
 // Frames kept of a stack: half from the leaf, half from the root. Deeper ones lose their middle,
@@ -50,8 +51,8 @@ class FrameReader {
     // False: unreadable, or different in the two copies. A leaf's instruction may differ.
     bool read(std::uintptr_t address, bool is_leaf, Frame* frame) noexcept;
 
-    // Reads again the frames of `chain` that are not confirmed, at most kRecheck of them, and
-    // then `after`; false if one has changed.
+    // Reads again the frames of `chain` that are not confirmed, and then `after`; false if one has
+    // changed. Of a deep data stack only the newest few: while they stand, their callers do.
     bool recheck(const Chain& chain, const ReadRequest* after, int after_count) noexcept;
 
   private:
@@ -64,6 +65,7 @@ class FrameReader {
     // The size of CPython's data stack chunks (DATA_STACK_CHUNK_SIZE); larger ones are rare.
     static constexpr std::uint32_t kWindow = 16384;
     static constexpr std::uint32_t kRecheck = 48;
+    static constexpr std::uint32_t kRecheckInChunk = 8;
 
     struct Window {
         std::uintptr_t begin = 0;

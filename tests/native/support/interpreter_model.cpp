@@ -226,11 +226,12 @@ std::uint32_t Model::link_number(const LinkData& link) {
 void Model::begin_loop() {
     truth_changed();
     looping_ = true;
-    live_at_loop_ = sizes_.size();
+    live_at_loop_ = sizes_;
 }
 
 void Model::end_loop() {
-    if (sizes_.size() != live_at_loop_) fail("the loop leaks");
+    // The addresses are fixed: the next round must find the same objects in the same places.
+    if (sizes_ != live_at_loop_) fail("the loop does not end as it began");
     while (!is_prime(ops_.size())) nop();
     looping_ = false;
     truth_before_.resize(ops_.size());

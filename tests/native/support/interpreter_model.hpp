@@ -239,7 +239,7 @@ class Model {
     std::vector<Truth> truths_;
     std::map<std::uint64_t, std::uint32_t> truth_index_;
     std::uint32_t truth_ = 0;
-    std::size_t live_at_loop_ = 0;
+    std::map<std::uint64_t*, std::uint32_t> live_at_loop_;
 
     std::uint32_t position_ = 0;
     std::vector<std::uintptr_t> deaths_;

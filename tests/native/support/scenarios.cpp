@@ -164,6 +164,9 @@ void context_run(Model& m) {
     const Function* work[2] = {m.function(), m.function()};
     const Function* helper = m.function();
     m.begin_loop();
+    // The loop must end as it began: what it sets, it sets in a context of its own.
+    Context* own = m.context_copy(t);
+    m.context_enter(t, own);
     Context* context[2];
     int link[2];
     for (int i = 0; i < 2; ++i) {
@@ -190,6 +193,8 @@ void context_run(Model& m) {
         m.context_exit(t);
         m.context_free(context[i]);
     }
+    m.context_exit(t);
+    m.context_free(own);
     m.end_loop();
 }
 
@@ -372,13 +377,23 @@ class Wanderer {
         start_main(m_);
         m_.call_c(m_.other(), m_.function());
         m_.detach(m_.other(), m_.attach(m_.other(), -1));
-        m_.set_other(m_.sampled());
-        m_.set_other(m_.other());
     }
 
     void wander(int actions) {
+        // The loop must end as it began: what it sets, it sets in contexts of its own.
+        Context* own[2];
+        Thread* threads[2] = {m_.sampled(), m_.other()};
+        for (int i = 0; i < 2; ++i) {
+            own[i] = m_.context_copy(threads[i]);
+            m_.context_enter(threads[i], own[i]);
+            m_.set_other(threads[i]);
+        }
         left_ = actions;
         while (left_ > 0) act(m_.sampled(), 0);
+        for (int i = 0; i < 2; ++i) {
+            m_.context_exit(threads[i]);
+            m_.context_free(own[i]);
+        }
     }
 
   private:

@@ -221,7 +221,12 @@ Tally SnapshotChecker::storm(std::uint64_t seed, int most_moves, std::uint64_t c
             const std::uint32_t most = 1u << (random() % 8);
             moves[k].steps = 1 + static_cast<std::uint32_t>(random() % most);
         }
-        std::sort(moves, moves + n, [](const auto& a, const auto& b) { return a.point < b.point; });
+        // An insertion sort: n is at most 6.
+        for (int k = 1; k < n; ++k) {
+            for (int j = k; j > 0 && moves[j].point < moves[j - 1].point; --j) {
+                std::swap(moves[j], moves[j - 1]);
+            }
+        }
         take(MovingMemory::Grain::word, moves, n, 0, &tally);
         model_.advance(static_cast<std::uint32_t>(random() % 64));
     }
