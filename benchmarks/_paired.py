@@ -171,14 +171,12 @@ def measure(sides: Sequence[Side], *, rounds: int, block_s: float, settle_s: flo
     results = Rounds(side.name for side in sides)
     repetitions = _calibrate(sides[0], block_s)
     gc.collect()
-    gc.freeze()  # what the set-up has made is not looked at again by the collector
     for number in range(rounds):
         first = number % len(sides)
         order = [*sides[first:], *sides[:first]]
         # Reversed every other time, so that each side follows each other side equally often.
         for side in order if number // len(sides) % 2 == 0 else reversed(order):
             results.add(side.name, _block(side, repetitions, settle_s))
-    gc.unfreeze()
     return results
 
 
@@ -226,7 +224,9 @@ def across_processes(
     if options.child:
         json.dump({case: found.medians() for case, found in measure_all().items()}, sys.stdout)
         raise SystemExit
-    command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name, "--child"]
+    module = sys.modules["__main__"].__spec__
+    assert module is not None
+    command = [sys.executable, "-m", module.name, "--child"]
     if options.quick:
         command.append("--quick")
     results: dict[str, Rounds] = {}

@@ -25,7 +25,7 @@ enum SampleField { kLocationId = 1, kValue = 2, kLabel = 3 };
 enum LabelField { kKey = 1, kStr = 2, kNum = 3 };
 enum LocationField { kLocationNumber = 1, kLine = 4 };
 enum LineField { kFunctionId = 1, kLineNumber = 2 };
-enum FunctionField { kFunctionNumber = 1, kName = 2, kSystemName = 3, kFilename = 4, kStartLine = 5 };
+enum FunctionField { kFunctionNumber = 1, kName = 2, kFilename = 4, kStartLine = 5 };
 
 // The fixed head of the string table; entry 0 must be "".
 enum Word : std::uint32_t {
@@ -153,7 +153,8 @@ class Encoder {
             inner_.clear();
             inner_.field(kFunctionNumber, id + 1u);
             inner_.field(kName, name);
-            inner_.field(kSystemName, name);
+            // No system name: where it equals the name, Go's pprof takes it for a mangled C++ one
+            // and cuts what is in angle brackets, as in `<module>` and `f.<locals>.g`.
             inner_.field(kFilename, file);
             inner_.field(kStartLine, static_cast<std::uint64_t>(f.first_line));
             out_.field(kFunction, inner_);
