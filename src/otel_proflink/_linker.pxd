@@ -35,6 +35,12 @@ cdef extern from "attach_slots.hpp" namespace "otel_proflink" nogil:
     void attach_done(AttachSlot*) noexcept
 
 
+cdef extern from "attach.hpp" namespace "otel_proflink":
+    object attach_value(object, object)
+    bint detach_token(object, object) noexcept
+    PyObject* optional_attribute(object, object) noexcept
+
+
 cdef extern from "context_key.hpp" namespace "otel_proflink" nogil:
     void context_key_publish(void* variable, uint32_t folded_hash, void* value_type,
                              uint32_t record_offset, uint32_t serial_offset) noexcept

@@ -11,9 +11,7 @@ nothing at module level may import `opentelemetry.trace` or `opentelemetry.instr
 """
 
 cimport cython
-from cpython.contextvars cimport (
-    PyContextVar_New, PyContextVar_Reset, PyContextVar_Set,
-)
+from cpython.contextvars cimport PyContextVar_New, PyContextVar_Reset
 from cpython.dict cimport PyDict_Check, PyDict_DelItem, PyDict_SetItem
 from cpython.object cimport PyObject_Hash
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
@@ -200,8 +198,23 @@ def set_link(span, Link link not None):
 
 
 cdef inline Link _cached(object span):
-    link = getattr(span, _LINK_ATTRIBUTE, None)
-    return <Link>link if type(link) is Link else None
+    cdef PyObject* found = optional_attribute(span, _LINK_ATTRIBUTE)
+    cdef Link link = None
+    if found is not NULL:
+        if type(<object>found) is Link:
+            link = <Link>found
+        Py_DECREF(found)
+    return link
+
+
+cdef inline object _attribute(object thing, str private, str public):
+    """The attribute behind a property, where it is there: a property costs a Python call."""
+    cdef PyObject* found = optional_attribute(thing, private)
+    if found is NULL:
+        return getattr(thing, public)
+    value = <object>found
+    Py_DECREF(found)
+    return value
 
 
 cdef void _cache(object span, Link link):
@@ -260,12 +273,11 @@ cdef object _record_in(object baggage):
     return number, span_type if type(span_type) is str else ""
 
 
-cdef object _span_in(object context):
+cdef inline object _span_in(object context):
     cdef PyObject* found
-    key = _span_key if _span_key is not None else _resolve_span_key()
-    if key is None or not PyDict_Check(context):
+    if not PyDict_Check(context) or (_span_key is None and _resolve_span_key() is None):
         return None
-    found = PyDict_GetItemWithError(context, key)
+    found = PyDict_GetItemWithError(context, _span_key)
     return <object>found if found is not NULL else None
 
 
@@ -324,16 +336,19 @@ cdef int _read_ids(object span_context, Ids* ids) except -1:
 
 
 cdef object _span_context_of(object span):
-    # The attribute behind the method, where it is there: half the price.
-    span_context = getattr(span, "_context", None)
-    return span_context if span_context is not None else span.get_span_context()
+    cdef PyObject* found = optional_attribute(span, "_context")
+    if found is NULL:
+        return span.get_span_context()
+    span_context = <object>found
+    Py_DECREF(found)
+    return span_context
 
 
 cdef Link _derive(object span, object context):
     """The link of a span that no processor of ours has seen: sampled out, remote, foreign."""
     cdef Ids ids
     cdef Link link, current
-    if getattr(span, "get_span_context", None) is None:
+    if not hasattr(span, "get_span_context"):
         return None
     span_context = span.get_span_context()
     if span_context is None:
@@ -361,6 +376,14 @@ cdef Link _derive(object span, object context):
 cdef inline bint _inheritable(Link parent, Ids* ids) noexcept:
     return (not (parent.record.flags & kLinkRemote)
             and memcmp(parent.record.trace_id, ids.trace_id, 16) == 0)
+
+
+cdef Link _derive_safely(object span, object context):
+    try:
+        return _derive(span, context)
+    except Exception:
+        _logger.debug("a context is attached without a link", exc_info=True)
+        return None
 
 
 cdef inline Link _link_for(object context):
@@ -393,8 +416,7 @@ cdef Link _start_link(object span, object parent_context):
     cdef Ids ids
     cdef Link link, parent_link
     _read_ids(_span_context_of(span), &ids)
-    parent = span.parent
-    if parent is not None:
+    if _attribute(span, "_parent", "parent") is not None:
         if parent_context is None:
             parent_link = _current_link()
             if parent_link is None:
@@ -430,14 +452,9 @@ cdef uint8_t _type_of(object span) except? 0:
         _internal = SpanKind.INTERNAL
         _internal_type = _intern_type(span_type_of(_internal, None))
         _span_type_of = span_type_of
-    # The attributes behind the properties, where they are there: those copy.
-    kind = getattr(span, "_kind", None)
-    if kind is None:
-        kind = span.kind
-    attributes = getattr(span, "_attributes", None)
-    if attributes is None:
-        attributes = span.attributes
-    if kind is _internal and not attributes:
+    kind = _attribute(span, "_kind", "kind")
+    attributes = _attribute(span, "_attributes", "attributes")
+    if kind is _internal and not _attribute(attributes, "_dict", "__len__"):
         return _internal_type
     return _intern_type(_span_type_of(kind, attributes))
 
@@ -493,22 +510,18 @@ cdef class RuntimeContext:
     def attach(self, context):
         """Makes `context` current; returns the token that undoes it."""
         cdef Link link = None
-        cdef AttachSlot* slot
         if self.linking:
-            try:
-                link = _link_for(context)
-            except Exception:
-                _logger.debug("context attached without a link", exc_info=True)
+            span = _span_in(context)
+            if span is not None:
+                link = _cached(span)
+                if link is None:
+                    link = _derive_safely(span, context)
         elif self._leave():
             return self.delegate.attach(context)
-        value = (context_value_new(context, None, NULL, 0) if link is None
-                 else context_value_new(context, link, link.record, link.number))
-        slot = attach_slot()
-        attach_begin(slot)
-        try:
-            return PyContextVar_Set(_variable, value)
-        finally:
-            attach_done(slot)
+        if link is None:
+            return attach_value(_variable, context_value_new(context, None, NULL, 0))
+        return attach_value(
+            _variable, context_value_new(context, link, link.record, link.number))
 
     def get_current(self):
         """The current `Context`, never None."""
@@ -531,17 +544,12 @@ cdef class RuntimeContext:
             ValueError: the token was made in another `contextvars.Context`.
             RuntimeError: the token was used before.
         """
-        cdef AttachSlot* slot = attach_slot()
-        attach_begin(slot)
-        try:
-            PyContextVar_Reset(_variable, token)
-        except (TypeError, ValueError):
+        if not detach_token(_variable, token):
             # Rare: a token of the delegate's, or one of ours from another contextvars.Context.
             if getattr(token, "var", None) is _variable:
-                raise
-            self.delegate.detach(token)
-        finally:
-            attach_done(slot)
+                PyContextVar_Reset(_variable, token)  # refuses again, with its exception
+            else:
+                self.delegate.detach(token)
         if not self.linking:
             self._leave()
 
@@ -670,17 +678,11 @@ cdef object _unpack(PropagatedCall call):
 
 def call_linked(Link link not None, function):
     """Calls `function()` with `link` published, in the current context; for the self-test."""
-    cdef AttachSlot* slot = attach_slot()
-    value = context_value_new({}, link, link.record, link.number)
-    attach_begin(slot)
-    token = PyContextVar_Set(_variable, value)
-    attach_done(slot)
+    token = attach_value(_variable, context_value_new({}, link, link.record, link.number))
     try:
         return function()
     finally:
-        attach_begin(slot)
-        PyContextVar_Reset(_variable, token)
-        attach_done(slot)
+        detach_token(_variable, token)
 
 
 def live_links():
