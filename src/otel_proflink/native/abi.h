@@ -42,8 +42,8 @@ typedef struct {
     uint32_t owner;
     uint8_t owner_generator;
     uint8_t owner_frame_object; /* never in a live chain */
-    uint8_t owner_c_stack; /* PROFLINK_ABI_NO_OWNER where there are no entry shims */
-    uint8_t owner_last;    /* highest valid value */
+    uint8_t owner_c_stack;      /* PROFLINK_ABI_NO_OWNER where there are no entry shims */
+    uint8_t owner_last;         /* highest valid value */
     uint32_t chunk_previous;
     uint32_t chunk_size;
     uint32_t chunk_top;
@@ -51,7 +51,7 @@ typedef struct {
 } ProflinkAbiFrame;
 
 typedef struct {
-    uint32_t size; /* header bytes up to the instructions */
+    uint32_t size;  /* header bytes up to the instructions */
     uint32_t units; /* ob_size: number of 2-byte code units */
     uint32_t first_line;
     uint32_t filename;

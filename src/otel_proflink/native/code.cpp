@@ -173,8 +173,7 @@ std::uint32_t CodeTable::learn(std::uintptr_t code) noexcept {
     made.units = static_cast<std::uint32_t>(header.units);
     made.first_line = header.first_line;
     made.function = profile_->function(profile_->string(name_.data, name_.size),
-                                       profile_->string(file_.data, file_.size),
-                                       header.first_line);
+                                       profile_->string(file_.data, file_.size), header.first_line);
     ++made.epoch;
     made.live = true;
     if (pending_ < kMaxFrames) new_entries_[pending_++] = entry;
@@ -205,8 +204,7 @@ bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
     const auto key = static_cast<std::int32_t>(unit);
     const std::uint32_t epoch = code.epoch;
     const std::uint32_t place = place_index_.find(
-        mix(mix(static_cast<std::uint64_t>(entry) << 32 | epoch) ^
-            static_cast<std::uint32_t>(key)),
+        mix(mix(static_cast<std::uint64_t>(entry) << 32 | epoch) ^ static_cast<std::uint32_t>(key)),
         [&](std::uint32_t i) {
             const Place& p = places_[i];
             return p.entry == entry && p.epoch == epoch && p.unit == key;

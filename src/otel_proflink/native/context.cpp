@@ -96,7 +96,8 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
         } else if (type == abi.bitmap_type) {
             if (shift > 30) return Find::failed;
             Pair pair{};
-            const Find found = find_in_bitmap(memory, abi, node, head, shift, key.folded_hash, &pair);
+            const Find found =
+                find_in_bitmap(memory, abi, node, head, shift, key.folded_hash, &pair);
             if (found != Find::found) return found;
             if (pair.key != 0) {
                 if (pair.key != key.variable) return Find::absent;
@@ -114,8 +115,8 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
 
 bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t variables,
              std::uintptr_t* root) noexcept {
-    return variables != 0 &&
-           memory.read(variables + abi.context.hamt_root, root, sizeof(*root)) && *root != 0;
+    return variables != 0 && memory.read(variables + abi.context.hamt_root, root, sizeof(*root)) &&
+           *root != 0;
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ struct ContextKey {
 // CPython folds a 64-bit hash to the HAMT's 32 bits (Python/hamt.c).
 inline std::uint32_t fold_hash(std::ptrdiff_t hash) noexcept {
     const auto wide = static_cast<std::uint64_t>(hash);
-    const auto folded = static_cast<std::uint32_t>(wide & 0xffffffffu) ^
-                        static_cast<std::uint32_t>(wide >> 32);
+    const auto folded =
+        static_cast<std::uint32_t>(wide & 0xffffffffu) ^ static_cast<std::uint32_t>(wide >> 32);
     return folded == 0xffffffffu ? 0xfffffffeu : folded;
 }
 

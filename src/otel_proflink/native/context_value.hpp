@@ -15,8 +15,7 @@
 namespace otel_proflink {
 
 struct ContextValue {
-    PyObject_HEAD
-    PyObject* context;
+    PyObject_HEAD PyObject* context;
     PyObject* link;      // owns the record; nullptr: no span
     LinkRecord* record;  // read by the sampler, with its serial
     std::uint64_t serial;

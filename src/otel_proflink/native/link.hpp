@@ -19,7 +19,8 @@ enum LinkFlag : std::uint8_t {
 // One span as a profile sees it. Ids are in W3C byte order. 64 bytes: one cache line, so that a
 // sampler's read never touches two.
 struct alignas(64) LinkRecord {
-    std::atomic<std::uint64_t> serial;  // 0: free. Never reused: proves that the record is the one meant.
+    std::atomic<std::uint64_t>
+        serial;  // 0: free. Never reused: proves that the record is the one meant.
     std::uint8_t trace_id[16];
     std::uint8_t span_id[8];
     std::uint8_t local_root_span_id[8];
@@ -52,7 +53,8 @@ PROFLINK_EXPORT void link_free(LinkRecord* record) noexcept;
 
 // Copies the record at `address` if it is a slab record that still has `serial`. Safe for any
 // address: nothing outside the slab is dereferenced.
-PROFLINK_EXPORT bool link_read(std::uintptr_t address, std::uint64_t serial, LinkData* out) noexcept;
+PROFLINK_EXPORT bool link_read(std::uintptr_t address, std::uint64_t serial,
+                               LinkData* out) noexcept;
 
 // Live records, for statistics.
 PROFLINK_EXPORT std::uint64_t link_live() noexcept;

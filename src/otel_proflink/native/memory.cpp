@@ -69,7 +69,8 @@ bool ProcessMemory::open(const char** reason) noexcept {
     fd_ = ::open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
     if (fd_ >= 0 && probe()) return failures_ = 0, true;
     close();
-    *reason = "memory cannot be read without faults: process_vm_readv and /proc/self/mem are refused";
+    *reason =
+        "memory cannot be read without faults: process_vm_readv and /proc/self/mem are refused";
     return false;
 }
 

@@ -50,10 +50,25 @@ enum Word : std::uint32_t {
     kUnknown,
     kWords
 };
-constexpr const char* kWordTexts[kWords] = {
-    "",         "samples",    "count",       "cpu",          "wall",      "nanoseconds", "trace_id",
-    "span_id",  "local_root_span_id", "span_type", "endpoint", "thread_name", "thread_state",
-    "thread_id", "running",   "gil_wait",    "blocked",      "link",      "unknown"};
+constexpr const char* kWordTexts[kWords] = {"",
+                                            "samples",
+                                            "count",
+                                            "cpu",
+                                            "wall",
+                                            "nanoseconds",
+                                            "trace_id",
+                                            "span_id",
+                                            "local_root_span_id",
+                                            "span_type",
+                                            "endpoint",
+                                            "thread_name",
+                                            "thread_state",
+                                            "thread_id",
+                                            "running",
+                                            "gil_wait",
+                                            "blocked",
+                                            "link",
+                                            "unknown"};
 
 template <typename T>
 class Zeroed {
@@ -214,10 +229,9 @@ class Encoder {
         }
         const std::uint64_t root = big_endian(link.local_root_span_id);
         const Endpoint* end = endpoints_ + endpoint_count_;
-        const Endpoint* found =
-            std::lower_bound(endpoints_, end, root, [](const Endpoint& e, std::uint64_t id_) {
-                return e.local_root_span_id < id_;
-            });
+        const Endpoint* found = std::lower_bound(
+            endpoints_, end, root,
+            [](const Endpoint& e, std::uint64_t id_) { return e.local_root_span_id < id_; });
         if (found != end && found->local_root_span_id == root) {
             std::uint32_t& text = endpoint_strings_[static_cast<std::size_t>(found - endpoints_)];
             if (text == 0) text = add_string(found->text, found->size);
@@ -229,9 +243,8 @@ class Encoder {
         const ProfiledThread& thread = profile_.threads[id];
         const ThreadName* end = names_ + name_count_;
         const ThreadName* found =
-            std::lower_bound(names_, end, thread.tid, [](const ThreadName& n, std::int64_t tid) {
-                return n.tid < tid;
-            });
+            std::lower_bound(names_, end, thread.tid,
+                             [](const ThreadName& n, std::int64_t tid) { return n.tid < tid; });
         if (found != end && found->tid == thread.tid) {
             if (thread_names_[id] == 0) thread_names_[id] = add_string(found->text, found->size);
             label(kThreadName, thread_names_[id]);

@@ -144,14 +144,13 @@ std::uint32_t Profile::stack(const std::uint32_t* ids, std::uint32_t count) noex
 std::uint32_t Profile::link(const LinkData& link) noexcept {
     std::uint64_t hash = hash_bytes(link.trace_id, sizeof(link.trace_id));
     hash = mix(hash ^ hash_bytes(link.span_id, sizeof(link.span_id)));
-    const std::uint32_t entry =
-        intern(link_index_, links, hash, link, [&](std::uint32_t i) {
-            const LinkData& other = links[i];
-            return std::memcmp(other.trace_id, link.trace_id, 16) == 0 &&
-                   std::memcmp(other.span_id, link.span_id, 8) == 0 &&
-                   std::memcmp(other.local_root_span_id, link.local_root_span_id, 8) == 0 &&
-                   other.trace_flags == link.trace_flags && other.span_type == link.span_type;
-        });
+    const std::uint32_t entry = intern(link_index_, links, hash, link, [&](std::uint32_t i) {
+        const LinkData& other = links[i];
+        return std::memcmp(other.trace_id, link.trace_id, 16) == 0 &&
+               std::memcmp(other.span_id, link.span_id, 8) == 0 &&
+               std::memcmp(other.local_root_span_id, link.local_root_span_id, 8) == 0 &&
+               other.trace_flags == link.trace_flags && other.span_type == link.span_type;
+    });
     return entry == kNoEntry ? kUnknownLink : entry;
 }
 

@@ -96,8 +96,8 @@ class Profile {
     std::uint32_t intern(Index& index, Table<T>& table, std::uint64_t hash, const T& item,
                          Equal equal) noexcept;
 
-    Index string_index_, function_index_, location_index_, stack_index_, link_index_,
-        thread_index_, sample_index_;
+    Index string_index_, function_index_, location_index_, stack_index_, link_index_, thread_index_,
+        sample_index_;
 };
 
 PROFLINK_EXPORT void profile_free(Profile* profile) noexcept;

@@ -97,8 +97,7 @@ class Sampler {
     SamplerStats stats_{};
 };
 
-const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns,
-                           bool watched) noexcept {
+const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool watched) noexcept {
     if (running_) return nullptr;
     abi_ = abi;
     period_ns_ = period_ns;

@@ -10,16 +10,16 @@ namespace otel_proflink {
 
 struct SamplerStats {
     std::uint64_t ticks;
-    std::uint64_t late_ticks;      // woke more than half a period late
-    std::uint64_t snapshots;       // threads read
-    std::uint64_t retries;         // attempts that something changed under
-    std::uint64_t give_ups;        // threads reported as unreadable after the last attempt
-    std::uint64_t read_errors;     // addresses that could not be read
+    std::uint64_t late_ticks;   // woke more than half a period late
+    std::uint64_t snapshots;    // threads read
+    std::uint64_t retries;      // attempts that something changed under
+    std::uint64_t give_ups;     // threads reported as unreadable after the last attempt
+    std::uint64_t read_errors;  // addresses that could not be read
     std::uint64_t table_overflows;
     std::uint64_t cpu_not_sampled_ns;  // burnt by threads that no sample ever caught running
     std::uint64_t threads;
     std::uint64_t sampler_cpu_ns;
-    std::uint64_t state_guesses;   // 1: the kernel does not tell thread states
+    std::uint64_t state_guesses;  // 1: the kernel does not tell thread states
 };
 
 // All of these return nullptr on success, else the reason in plain words.

@@ -97,8 +97,8 @@ SnapshotResult Snapshotter::take(const ThreadKey& thread, ThreadCache* cache, Ch
         walked = walk(reader_, abi_, leaf, chain);
     }
     if (!walked) return SnapshotResult::torn;
-    const Label label = cached ? cache->label
-                               : read_label(memory_, abi_, key_, before.proof.context, variables);
+    const Label label =
+        cached ? cache->label : read_label(memory_, abi_, key_, before.proof.context, variables);
     if (label.state == LabelState::unknown) return SnapshotResult::torn;
     if (visitor != nullptr && !visitor->visit(*chain)) return SnapshotResult::torn;
 

@@ -115,8 +115,7 @@ bool read_string(Memory& memory, const ProflinkAbi& abi, std::uintptr_t object,
     if ((state >> abi.object.unicode_compact_shift & 1) == 0) return false;
     if (kind != 1 && kind != 2 && kind != 4) return false;
     const bool ascii = (state >> abi.object.unicode_ascii_shift & 1) != 0;
-    const auto count =
-        static_cast<std::uint32_t>(std::min<std::uint64_t>(length, kMaxCharacters));
+    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(length, kMaxCharacters));
     unsigned char raw[kMaxCharacters * 4];
     const std::uintptr_t data =
         object + (ascii ? abi.object.unicode_ascii_data : abi.object.unicode_compact_data);

@@ -17,8 +17,7 @@ struct Utf8 {
     std::uint32_t size = 0;
 };
 
-bool read_string(Memory& memory, const ProflinkAbi& abi, std::uintptr_t object,
-                 Utf8* out) noexcept;
+bool read_string(Memory& memory, const ProflinkAbi& abi, std::uintptr_t object, Utf8* out) noexcept;
 
 // The line of code unit `unit` (-1: before the first one), from a code object's location table
 // (CPython's Objects/locations.md). False: unreadable.

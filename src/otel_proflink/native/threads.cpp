@@ -110,8 +110,8 @@ bool ThreadList::walk(std::uint64_t now_ns, std::uint64_t period_ns, bool first,
             return false;
         }
         const auto id = load<std::uint64_t>(raw + abi_.thread.id);
-        const auto tid = static_cast<std::int32_t>(
-            load<std::uint64_t>(raw + abi_.thread.native_thread_id));
+        const auto tid =
+            static_cast<std::int32_t>(load<std::uint64_t>(raw + abi_.thread.native_thread_id));
         SampledThread* thread = find(at, id);
         if (thread != nullptr && !whole) return complete;
         if (tid == 0) complete = false;  // made, but its thread does not run yet
@@ -149,8 +149,7 @@ void ThreadList::resolve_slots() noexcept {
     for (std::uint32_t i = 0; i < size_; ++i) {
         ThreadKey& key = threads_[i].key;
         key.assigned = assigned;
-        if (key.slot != nullptr &&
-            key.slot->tid.load(std::memory_order_acquire) == key.tid) {
+        if (key.slot != nullptr && key.slot->tid.load(std::memory_order_acquire) == key.tid) {
             continue;
         }
         key.slot = nullptr;

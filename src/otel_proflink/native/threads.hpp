@@ -13,10 +13,10 @@ struct SampledThread {
     ThreadKey key;
     StateFile state_file;
     ThreadCache cache;
-    std::uint64_t attaches = 0;     // the slot's counter when last looked at
-    std::uint64_t cpu_ns = 0;       // its CPU clock then
-    std::uint64_t polled_ns = 0;    // monotonic time then: weights start from here
-    std::uint64_t next_tick = 0;    // not looked at before, unless it attaches
+    std::uint64_t attaches = 0;   // the slot's counter when last looked at
+    std::uint64_t cpu_ns = 0;     // its CPU clock then
+    std::uint64_t polled_ns = 0;  // monotonic time then: weights start from here
+    std::uint64_t next_tick = 0;  // not looked at before, unless it attaches
     std::uint32_t idle_polls = 0;
     std::uint32_t sample = kNoEntry;  // what its time is credited to while nothing changes
     std::uint32_t profiled = kNoEntry;

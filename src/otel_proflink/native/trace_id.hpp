@@ -16,10 +16,10 @@ inline bool trace_id_bytes(PyObject* number, std::uint8_t out[16]) {
         return false;
     }
 #if PY_VERSION_HEX >= 0x030D0000
-    const Py_ssize_t need = PyLong_AsNativeBytes(
-        number, out, 16,
-        Py_ASNATIVEBYTES_BIG_ENDIAN | Py_ASNATIVEBYTES_UNSIGNED_BUFFER |
-            Py_ASNATIVEBYTES_REJECT_NEGATIVE);
+    const Py_ssize_t need =
+        PyLong_AsNativeBytes(number, out, 16,
+                             Py_ASNATIVEBYTES_BIG_ENDIAN | Py_ASNATIVEBYTES_UNSIGNED_BUFFER |
+                                 Py_ASNATIVEBYTES_REJECT_NEGATIVE);
     if (need < 0) return false;
     if (need > 16) {
         PyErr_SetString(PyExc_OverflowError, "a trace id has 128 bits");

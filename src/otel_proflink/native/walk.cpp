@@ -123,8 +123,7 @@ bool FrameReader::read(std::uintptr_t address, bool is_leaf, Frame* frame) noexc
     return true;
 }
 
-bool FrameReader::recheck(const Chain& chain, const ReadRequest* after,
-                          int after_count) noexcept {
+bool FrameReader::recheck(const Chain& chain, const ReadRequest* after, int after_count) noexcept {
     ReadRequest requests[kRecheck + 4];
     const Frame* checked[kRecheck];
     std::uint32_t count = 0;
@@ -136,7 +135,8 @@ bool FrameReader::recheck(const Chain& chain, const ReadRequest* after,
         requests[count] = {chain.frames[i].address, again_[count], abi_.frame.size};
         ++count;
     }
-    for (int i = 0; i < after_count; ++i) requests[count + static_cast<std::uint32_t>(i)] = after[i];
+    for (int i = 0; i < after_count; ++i)
+        requests[count + static_cast<std::uint32_t>(i)] = after[i];
     if (!memory_.read(requests, static_cast<int>(count) + after_count)) return false;
     for (std::uint32_t i = 0; i < count; ++i) {
         const Frame now = parse(checked[i]->address, again_[i]);
@@ -148,8 +148,7 @@ bool FrameReader::recheck(const Chain& chain, const ReadRequest* after,
     return true;
 }
 
-bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf,
-          Chain* chain) noexcept {
+bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf, Chain* chain) noexcept {
     chain->count = 0;
     chain->omitted = 0;
     std::uint32_t total = 0;
