@@ -37,10 +37,6 @@ class Link:
         self,
     ) -> tuple[Callable[[int, int, int, int, str], Link], tuple[int, int, int, int, str]]: ...
 
-# What the ContextVar holds; of no use to Python code.
-@final
-class ContextValue: ...
-
 def new_link(
     trace_id: int, span_id: int, trace_flags: int, local_root_span_id: int, span_type: str
 ) -> Link: ...
