@@ -648,7 +648,7 @@ cdef object _put_record(object context, object baggage, Link link):
         if link.record.span_type != 0:
             entries[_SPAN_TYPE_KEY] = link.span_type
     if _baggage_key is None and _resolve_baggage_key() is None:
-        import opentelemetry.baggage
+        __import__("opentelemetry.baggage")
         _resolve_baggage_key()
     # Past the methods by which a Context refuses changes.
     PyDict_SetItem(context, _baggage_key, entries)
