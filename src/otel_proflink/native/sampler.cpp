@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <new>
@@ -26,6 +27,8 @@ constexpr int kAttempts = 8;
 // even its clock costs half a microsecond. An attach brings it back at once.
 constexpr std::uint32_t kIdlePolls = 20;
 constexpr std::uint64_t kMaxBackoff = 16;
+// With very many idle threads, about this many are looked at in a tick.
+constexpr std::uint32_t kIdlePollsPerTick = 24;
 // State files kept open for busy threads, so that the host's descriptors stay the host's.
 constexpr std::uint32_t kMaxOpenFiles = 24;
 // Ticks are moved by up to this fraction of a period, so that they do not beat with the workload.
@@ -220,7 +223,9 @@ void Sampler::poll(std::uint32_t* index, std::uint64_t now) noexcept {
         thread.polled_ns = now;
         if (++thread.idle_polls > kIdlePolls) {
             const std::uint64_t step = thread.idle_polls - kIdlePolls + 1;
-            thread.next_tick = tick_number_ + (step < kMaxBackoff ? step : kMaxBackoff);
+            const std::uint64_t most =
+                std::max<std::uint64_t>(kMaxBackoff, threads_.size() / kIdlePollsPerTick);
+            thread.next_tick = tick_number_ + std::min(step, most);
             thread.state_file.close();
         }
         ++*index;
