@@ -42,13 +42,14 @@ bool read_node(Memory& memory, const ProflinkAbi& abi, std::uintptr_t address,
 }
 
 Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t address,
-                    const Node& node, std::uint32_t shift, std::uint32_t hash,
-                    Pair* pair) noexcept {
+                    const Node& node, std::uint32_t shift, std::uint32_t hash, Pair* pair,
+                    std::uintptr_t* pair_at) noexcept {
     const auto bits = load<std::uint32_t>(node.raw + abi.context.bitmap_bits);
     const std::uint32_t bit = 1u << ((hash >> shift) & 31u);
     if ((bits & bit) == 0) return Find::absent;
     const auto index = static_cast<std::uint32_t>(__builtin_popcount(bits & (bit - 1)));
     const auto at = static_cast<std::uint32_t>(abi.context.bitmap_pairs + index * sizeof(Pair));
+    *pair_at = address + at;
     if (at + sizeof(Pair) <= node.size) {
         *pair = load<Pair>(node.raw + at);
         return Find::found;
@@ -57,18 +58,16 @@ Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t addre
 }
 
 Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
-                       std::uintptr_t variable, std::uintptr_t* value) noexcept {
+                       std::uintptr_t variable, LabelSource* source) noexcept {
     std::uint64_t size = 0;
     if (!memory.read(node + abi.context.collision_size, &size, sizeof(size))) return Find::failed;
     if (size % 2 != 0 || size > 2 * kMaxCollisions) return Find::failed;
     for (std::uint64_t i = 0; i < size / 2; ++i) {
         Pair pair{};
-        if (!memory.read(node + abi.context.collision_pairs + i * sizeof(Pair), &pair,
-                         sizeof(pair))) {
-            return Find::failed;
-        }
+        const std::uintptr_t at = node + abi.context.collision_pairs + i * sizeof(Pair);
+        if (!memory.read(at, &pair, sizeof(pair))) return Find::failed;
         if (pair.key == variable) {
-            *value = pair.value;
+            *source = {at, {pair.key, pair.value}};
             return Find::found;
         }
     }
@@ -77,7 +76,7 @@ Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t no
 
 // The value under `key` in the HAMT whose root node is `node`.
 Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::uintptr_t node,
-          std::uintptr_t* value) noexcept {
+          LabelSource* source) noexcept {
     std::uint32_t shift = 0;
     for (int depth = 0; depth < kMaxDepth; ++depth, shift += 5) {
         Node head;
@@ -96,17 +95,18 @@ Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::ui
         } else if (type == abi.bitmap_type) {
             if (shift > 30) return Find::failed;
             Pair pair{};
+            std::uintptr_t at = 0;
             const Find found =
-                find_in_bitmap(memory, abi, node, head, shift, key.folded_hash, &pair);
+                find_in_bitmap(memory, abi, node, head, shift, key.folded_hash, &pair, &at);
             if (found != Find::found) return found;
             if (pair.key != 0) {
                 if (pair.key != key.variable) return Find::absent;
-                *value = pair.value;
+                *source = {at, {pair.key, pair.value}};
                 return Find::found;
             }
             node = pair.value;
         } else {
-            return find_in_collision(memory, abi, node, key.variable, value);
+            return find_in_collision(memory, abi, node, key.variable, source);
         }
         if (node == 0) return Find::failed;
     }
@@ -122,16 +122,15 @@ bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t variables,
 }  // namespace
 
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
-                 std::uintptr_t context, std::uintptr_t variables) noexcept {
+                 std::uintptr_t context, std::uintptr_t variables, LabelSource* source) noexcept {
     Label label;
     if (context == 0) {
         label.state = LabelState::none;
         return label;
     }
     std::uintptr_t root = 0;
-    std::uintptr_t value = 0;
     if (!root_of(memory, abi, variables, &root)) return label;
-    switch (find(memory, abi, key, root, &value)) {
+    switch (find(memory, abi, key, root, source)) {
         case Find::failed:
             return label;
         case Find::absent:
@@ -140,6 +139,7 @@ Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
         case Find::found:
             break;
     }
+    const std::uintptr_t value = source->pair[1];
     std::uintptr_t type = 0;
     std::uintptr_t record = 0;
     std::uint64_t serial = 0;

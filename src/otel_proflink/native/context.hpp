@@ -22,10 +22,20 @@ struct Label {
     LinkData link{};
 };
 
+// The pair of the HAMT that a label was read from.
+struct LabelSource {
+    std::uintptr_t address = 0;  // 0: there was none
+    std::uintptr_t pair[2] = {};
+
+    bool same(const LabelSource& other) const noexcept {
+        return pair[0] == other.pair[0] && pair[1] == other.pair[1];
+    }
+};
+
 // Reads the label of `context` (the address of a PyContext, 0 = the thread has none yet), whose
 // variables are the HAMT at `variables`. Alone it proves nothing: the caller brackets it.
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
-                 std::uintptr_t context, std::uintptr_t variables) noexcept;
+                 std::uintptr_t context, std::uintptr_t variables, LabelSource* source) noexcept;
 
 // For the self-test: the type of the root node of a context's HAMT; 0 on failure.
 std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,

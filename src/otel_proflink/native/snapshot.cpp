@@ -28,24 +28,25 @@ T load(const unsigned char* from) noexcept {
 }  // namespace
 
 void Snapshotter::read_counters(const ThreadKey& thread, LabelProof* proof) noexcept {
+    proof->slot = thread.slot;
     if (thread.slot != nullptr) {
         const std::uint64_t done = thread.slot->done.load(std::memory_order_acquire);
         proof->attaches = thread.slot->begun.load(std::memory_order_acquire);
-        proof->at_rest = done == proof->attaches;
+        // A slot changes hands when its thread ends; the thread may then still get another.
+        proof->at_rest = done == proof->attaches &&
+                         thread.slot->tid.load(std::memory_order_acquire) == thread.tid;
     } else {
         proof->attaches = attach_slots_assigned();
         proof->at_rest = proof->attaches == thread.assigned && !attach_slots_exhausted();
     }
 }
 
-void Snapshotter::parse_head(const unsigned char* raw, const ThreadKey& thread,
-                             Head* head) noexcept {
+void Snapshotter::parse_head(const unsigned char* raw, Head* head) noexcept {
     const ProflinkAbiThread& at = abi_.thread;
     head->interp = load<std::uintptr_t>(raw + at.interp);
     head->id = load<std::uint64_t>(raw + at.id);
     head->native_id = load<std::uint64_t>(raw + at.native_thread_id);
-    head->leaf_at = at.has_cframe ? load<std::uintptr_t>(raw + at.frame) + at.cframe_frame
-                                  : thread.tstate + at.frame;
+    head->frame = load<std::uintptr_t>(raw + at.frame);
     head->stack.chunk = load<std::uintptr_t>(raw + at.datastack_chunk);
     head->stack.top = load<std::uintptr_t>(raw + at.datastack_top);
     head->proof.context = load<std::uintptr_t>(raw + at.context);
@@ -54,10 +55,17 @@ void Snapshotter::parse_head(const unsigned char* raw, const ThreadKey& thread,
 
 bool Snapshotter::read_head(const ThreadKey& thread, ThreadCache* cache, Head* head) noexcept {
     unsigned char raw[kMaxHead];
-    if (abi_.thread.size > sizeof(raw) || !memory_.read(thread.tstate, raw, abi_.thread.size)) {
-        return false;
-    }
-    parse_head(raw, thread, head);
+    if (abi_.thread.size > sizeof(raw)) return false;
+    // CPython moves the pointer first and then the version. With the version read first here and
+    // last in the second validation, an unchanged version proves the pointer's.
+    std::uint64_t context_ver = 0;
+    const ReadRequest requests[] = {
+        {thread.tstate + abi_.thread.context_ver, &context_ver, sizeof(context_ver)},
+        {thread.tstate, raw, abi_.thread.size},
+    };
+    if (!memory_.read(requests, 2)) return false;
+    parse_head(raw, head);
+    head->proof.context_ver = context_ver;
     if (head->stack.chunk != cache->chunk) {
         cache->chunk = 0;
         if (head->stack.chunk != 0 &&
@@ -73,6 +81,14 @@ bool Snapshotter::read_head(const ThreadKey& thread, ThreadCache* cache, Head* h
 
 SnapshotResult Snapshotter::take(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
                                  FrameVisitor* visitor) noexcept {
+    const SnapshotResult result = attempt(thread, cache, chain, visitor);
+    // Chunks of another size may come to lie at the same address.
+    if (result == SnapshotResult::torn) cache->chunk = 0;
+    return result;
+}
+
+SnapshotResult Snapshotter::attempt(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
+                                    FrameVisitor* visitor) noexcept {
     Head before;
     read_counters(thread, &before.proof);
     if (!before.proof.at_rest) return SnapshotResult::torn;
@@ -86,28 +102,60 @@ SnapshotResult Snapshotter::take(const ThreadKey& thread, ThreadCache* cache, Ch
     const bool cached =
         before.proof.same(cache->proof) && cache->label.state != LabelState::unknown;
     std::uintptr_t variables = 0;
+    const std::uintptr_t variables_at = before.proof.context + abi_.context.context_vars;
     ReadRequest also{0, nullptr, 0};
     if (!cached && before.proof.context != 0) {
-        also = {before.proof.context + abi_.context.context_vars, &variables, sizeof(variables)};
+        also = {variables_at, &variables, sizeof(variables)};
     }
+    StackRoot root{before.stack, thread.tstate, before.frame, cache->outer_cframe, 0};
+    reader_.reset();
     bool walked = false;
     for (int copy = 0; copy < kCopies && !walked; ++copy) {
         std::uintptr_t leaf = 0;
-        if (!reader_.begin(before.stack, also, before.leaf_at, &leaf)) return SnapshotResult::torn;
-        walked = walk(reader_, abi_, leaf, chain);
+        switch (reader_.begin(&root, &cache->scattered, also, &leaf)) {
+            case FrameReader::Begin::failed:
+                return SnapshotResult::torn;
+            case FrameReader::Begin::moved:
+                continue;
+            case FrameReader::Begin::ok:
+                walked = walk(reader_, abi_, root, leaf, chain) && reader_.settled();
+        }
     }
+    cache->outer_cframe = root.outer;
     if (!walked) return SnapshotResult::torn;
+    LabelSource source;
     const Label label =
-        cached ? cache->label : read_label(memory_, abi_, key_, before.proof.context, variables);
+        cached ? cache->label
+               : read_label(memory_, abi_, key_, before.proof.context, variables, &source);
     if (label.state == LabelState::unknown) return SnapshotResult::torn;
     if (visitor != nullptr && !visitor->visit(*chain)) return SnapshotResult::torn;
+    if (also.size != 0 && label.state == LabelState::none) {
+        // There is nothing to read again that would prove an absence: look once more.
+        LabelSource ignored;
+        std::uintptr_t again = 0;
+        if (!memory_.read(variables_at, &again, sizeof(again)) || again != variables ||
+            read_label(memory_, abi_, key_, before.proof.context, again, &ignored).state !=
+                LabelState::none) {
+            return SnapshotResult::torn;
+        }
+    }
 
     unsigned char raw[kMaxHead];
-    const ReadRequest request{thread.tstate, raw, abi_.thread.size};
-    if (!reader_.recheck(*chain, &request, 1)) return SnapshotResult::torn;
+    std::uintptr_t variables_now = variables;
+    LabelSource source_now = source;
+    ReadRequest requests[3];
+    int count = 0;
+    // Another variable's set() frees the HAMT, and another thread may get its memory.
+    if (also.size != 0) requests[count++] = {variables_at, &variables_now, sizeof(variables)};
+    if (source.address != 0) {
+        requests[count++] = {source.address, source_now.pair, sizeof(source_now.pair)};
+    }
+    requests[count++] = {thread.tstate, raw, abi_.thread.size};
+    if (!reader_.recheck(*chain, requests, count)) return SnapshotResult::torn;
     std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (variables_now != variables || !source_now.same(source)) return SnapshotResult::torn;
     Head after;
-    parse_head(raw, thread, &after);
+    parse_head(raw, &after);
     read_counters(thread, &after.proof);
     if (after.id != before.id || !after.proof.same(before.proof)) return SnapshotResult::torn;
     cache->proof = before.proof;

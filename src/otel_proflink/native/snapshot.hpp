@@ -26,12 +26,13 @@ struct ThreadKey {
 struct LabelProof {
     std::uintptr_t context = 0;
     std::uint64_t context_ver = 0;
+    const AttachSlot* slot = nullptr;  // whose counter `attaches` is
     std::uint64_t attaches = 0;
     bool at_rest = false;  // no attach was under way
 
     bool same(const LabelProof& other) const noexcept {
         return at_rest && other.at_rest && context == other.context &&
-               context_ver == other.context_ver && attaches == other.attaches;
+               context_ver == other.context_ver && slot == other.slot && attaches == other.attaches;
     }
 };
 
@@ -41,6 +42,8 @@ struct ThreadCache {
     Label label;
     std::uintptr_t chunk = 0;  // its live data stack chunk, and that chunk's size
     std::uint64_t chunk_size = 0;
+    ScatteredFrames scattered;  // of its last chain
+    std::uintptr_t outer_cframe = 0;
 };
 
 enum class SnapshotResult : std::uint8_t {
@@ -74,7 +77,7 @@ class Snapshotter {
         std::uintptr_t interp;
         std::uint64_t id;
         std::uint64_t native_id;
-        std::uintptr_t leaf_at;  // where the leaf frame's address is
+        std::uintptr_t frame;  // the current frame, or the _PyCFrame that holds it
         DataStack stack;
         LabelProof proof;
     };
@@ -86,7 +89,9 @@ class Snapshotter {
     static constexpr std::uint32_t kMaxHead = 512;
 
     static void read_counters(const ThreadKey& thread, LabelProof* proof) noexcept;
-    void parse_head(const unsigned char* raw, const ThreadKey& thread, Head* head) noexcept;
+    SnapshotResult attempt(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
+                           FrameVisitor* visitor) noexcept;
+    void parse_head(const unsigned char* raw, Head* head) noexcept;
     bool read_head(const ThreadKey& thread, ThreadCache* cache, Head* head) noexcept;
 
     Memory& memory_;

@@ -24,14 +24,21 @@ bool plausible(std::uintptr_t address) noexcept {
 
 }  // namespace
 
-bool FrameReader::begin(const DataStack& stack, const ReadRequest& also, std::uintptr_t leaf_at,
-                        std::uintptr_t* leaf) noexcept {
+FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattered,
+                                      const ReadRequest& also, std::uintptr_t* leaf) noexcept {
+    const DataStack& stack = root->stack;
     chunk_ = stack.chunk;
-    used_ = {};
-    hot_ = cold_ = {};
-    ReadRequest requests[4];
+    used_ = hot_ = {};
+    fresh_ = false;
+    known_ = *scattered;
+    met_ = scattered;
+    met_->count = 0;
+    ReadRequest requests[2 * ScatteredFrames::kMax + 7];
     int count = 0;
     if (also.size != 0) requests[count++] = also;
+    for (std::uint32_t i = 0; i < known_.count; ++i) {
+        requests[count++] = {known_.addresses[i], known_first_[i], abi_.frame.size};
+    }
     if (stack.chunk != 0 && stack.top > stack.chunk && stack.top - stack.chunk <= stack.size) {
         used_ = {stack.chunk + abi_.frame.chunk_data, stack.top};
         hot_.begin = stack.top - used_.begin > kHot ? stack.top - kHot : used_.begin;
@@ -39,15 +46,52 @@ bool FrameReader::begin(const DataStack& stack, const ReadRequest& also, std::ui
         used_.end = hot_.end;
     }
     const auto size = static_cast<std::uint32_t>(hot_.end - hot_.begin);
+    std::uintptr_t cframe = root->cframe;
+    std::uintptr_t loop[2] = {0, root->outer};  // of the _PyCFrame: current_frame, previous
     if (size != 0) requests[count++] = {hot_.begin, first_, size};
-    requests[count++] = {leaf_at, leaf, sizeof(*leaf)};
+    if (abi_.thread.has_cframe) {
+        requests[count++] = {root->cframe + abi_.thread.cframe_frame, loop, sizeof(loop)};
+        if (root->outer != 0) {
+            requests[count++] = {root->outer + abi_.thread.cframe_frame, &root->outer_frame,
+                                 sizeof(root->outer_frame)};
+        }
+    } else {
+        requests[count++] = {root->tstate + abi_.thread.frame, leaf, sizeof(*leaf)};
+    }
     if (size != 0) requests[count++] = {hot_.begin, second_, size};
-    return memory_.read(requests, count);
+    for (std::uint32_t i = 0; i < known_.count; ++i) {
+        requests[count++] = {known_.addresses[i], known_second_[i], abi_.frame.size};
+    }
+    // A _PyCFrame that the thread has left still holds a frame, but not a live one.
+    std::uintptr_t top = stack.top;
+    if (abi_.thread.has_cframe) {
+        requests[count++] = {root->tstate + abi_.thread.frame, &cframe, sizeof(cframe)};
+        requests[count++] = {root->tstate + abi_.thread.datastack_top, &top, sizeof(top)};
+    }
+    if (!memory_.read(requests, count)) {
+        // What is only remembered may be gone with its memory.
+        const bool remembered = known_.count != 0 || root->outer != 0;
+        root->outer = 0;
+        return remembered ? Begin::moved : Begin::failed;
+    }
+    if (abi_.thread.has_cframe) {
+        *leaf = loop[0];
+        if (root->outer == 0) root->outer_frame = 0;
+        // A _PyCFrame that is not filled in yet may hold a frame that is popped.
+        const bool popped = hot_.holds(*leaf, abi_.frame.size) && *leaf >= top;
+        if (popped || cframe != root->cframe || loop[1] != root->outer) {
+            root->cframe = cframe;
+            root->outer = loop[1];
+            *met_ = known_;
+            return Begin::moved;
+        }
+    }
+    return Begin::ok;
 }
 
 // Frames of a thread lie in its chunks from the newest to the oldest, so a frame that is not in
-// this chunk lies in an older one, or outside the data stack altogether.
-bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
+// this chunk lies in an older one, or is not a live frame.
+bool FrameReader::chunk_of(std::uintptr_t address, Window* used) noexcept {
     std::uintptr_t chunk = chunk_;
     for (int i = 0; i < kMaxChunks && chunk != 0; ++i) {
         std::uintptr_t previous = 0;
@@ -64,10 +108,10 @@ bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
         const auto top = load<std::uint64_t>(header + abi_.frame.chunk_top);
         // `top` counts pointers used; it is exact in every chunk but the live one.
         const std::uintptr_t data = previous + abi_.frame.chunk_data;
-        if (address >= data && address < data + top * sizeof(void*) &&
-            top * sizeof(void*) <= size) {
+        if (top <= size / sizeof(void*) && address >= data &&
+            address - data < top * sizeof(void*)) {
+            *used = {data, data + top * sizeof(void*)};
             chunk_ = previous;
-            used_ = {data, data + top * sizeof(void*)};
             return true;
         }
         chunk = previous;
@@ -75,23 +119,40 @@ bool FrameReader::enter_chunk_of(std::uintptr_t address) noexcept {
     return false;
 }
 
-const unsigned char* FrameReader::locate(std::uintptr_t address) noexcept {
+// What the chunk holds below the frame is its callers.
+const unsigned char* FrameReader::open_window(const Window& used, std::uintptr_t address) noexcept {
     const std::uint32_t size = abi_.frame.size;
-    if (cold_.holds(address, size)) return cold_bytes_ + (address - cold_.begin);
-    if (!used_.holds(address, size)) {
-        // Generator frames and entry shims live elsewhere, each on its own.
-        if (size > sizeof(single_) || !memory_.read(address, single_, size)) return nullptr;
-        if (single_[abi_.frame.owner] != 0 || !enter_chunk_of(address)) return single_;
-        if (!used_.holds(address, size)) return nullptr;
-    }
-    // What this chunk holds below the frame is its callers.
+    if (!used.holds(address, size)) return nullptr;
     const std::uintptr_t end = address + size;
-    const std::uintptr_t begin = end - used_.begin > kWindow ? end - kWindow : used_.begin;
-    if (!memory_.read(begin, cold_bytes_, static_cast<std::uint32_t>(end - begin))) {
+    const std::uintptr_t begin = end - used.begin > kWindow ? end - kWindow : used.begin;
+    const std::uint32_t place = windows_ < kWindows ? windows_ : kWindows;
+    cold_[place] = {};
+    if (!memory_.read(begin, cold_bytes_[place], static_cast<std::uint32_t>(end - begin))) {
         return nullptr;
     }
-    cold_ = {begin, end};
-    return cold_bytes_ + (address - begin);
+    cold_[place] = {begin, end};
+    if (windows_ < kWindows) fresh_ = true;
+    windows_ = std::min(windows_ + 1, kWindows + 1);
+    return cold_bytes_[place] + (address - begin);
+}
+
+const unsigned char* FrameReader::locate(std::uintptr_t address) noexcept {
+    const std::uint32_t size = abi_.frame.size;
+    for (std::uint32_t i = 0; i < windows_; ++i) {
+        if (cold_[i].holds(address, size)) return cold_bytes_[i] + (address - cold_[i].begin);
+    }
+    if (used_.holds(address, size)) return open_window(used_, address);
+    if (size > sizeof(single_) || !memory_.read(address, single_, size)) return nullptr;
+    if (single_[abi_.frame.owner] == 0) {
+        Window used;
+        return chunk_of(address, &used) ? open_window(used, address) : nullptr;
+    }
+    // Callers of this many scattered frames cannot change within a snapshot either.
+    if (met_->count < ScatteredFrames::kMax) {
+        met_->addresses[met_->count++] = address;
+        fresh_ = true;
+    }
+    return single_;
 }
 
 Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const noexcept {
@@ -106,15 +167,26 @@ Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const
     return frame;
 }
 
+bool FrameReader::read_twice(std::uintptr_t address, const unsigned char* first,
+                             const unsigned char* second, bool is_leaf,
+                             Frame* frame) const noexcept {
+    *frame = parse(address, first);
+    frame->confirmed = true;
+    const Frame again = parse(address, second);
+    return frame->code == again.code && frame->previous == again.previous &&
+           frame->owner == again.owner && (is_leaf || frame->instruction == again.instruction);
+}
+
 bool FrameReader::read(std::uintptr_t address, bool is_leaf, Frame* frame) noexcept {
     if (!plausible(address)) return false;
     if (hot_.holds(address, abi_.frame.size)) {
-        *frame = parse(address, first_ + (address - hot_.begin));
-        const Frame second = parse(address, second_ + (address - hot_.begin));
-        frame->confirmed = true;
-        return frame->code == second.code && frame->previous == second.previous &&
-               frame->owner == second.owner &&
-               (is_leaf || frame->instruction == second.instruction);
+        return read_twice(address, first_ + (address - hot_.begin),
+                          second_ + (address - hot_.begin), is_leaf, frame);
+    }
+    for (std::uint32_t i = 0; i < known_.count; ++i) {
+        if (known_.addresses[i] != address) continue;
+        if (met_->count < ScatteredFrames::kMax) met_->addresses[met_->count++] = address;
+        return read_twice(address, known_first_[i], known_second_[i], is_leaf, frame);
     }
     const unsigned char* raw = locate(address);
     if (raw == nullptr) return false;
@@ -148,11 +220,17 @@ bool FrameReader::recheck(const Chain& chain, const ReadRequest* after, int afte
     return true;
 }
 
-bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf, Chain* chain) noexcept {
+bool walk(FrameReader& reader, const ProflinkAbi& abi, const StackRoot& root, std::uintptr_t leaf,
+          Chain* chain) noexcept {
     chain->count = 0;
     chain->omitted = 0;
     std::uint32_t total = 0;
     std::uint8_t last_owner = 0;
+    // 3.11 and 3.12 point the thread at a new _PyCFrame a few instructions before they fill in its
+    // frame: until then it holds what the C stack held. What tells is whether the chain goes
+    // through the frame that entered the interpreter loop, right after the first shim if any.
+    bool entered = !abi.thread.has_cframe || (leaf == 0 && root.outer_frame == 0);
+    if (leaf == 0 && !entered) return false;
     std::uintptr_t address = leaf;
     for (std::uint32_t steps = 0; address != 0; ++steps) {
         if (steps == kMaxWalk) return false;
@@ -163,6 +241,11 @@ bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf, Chai
         }
         last_owner = frame.owner;
         address = frame.previous;
+        if (!entered && address == root.outer_frame) {
+            entered = abi.frame.owner_c_stack == PROFLINK_ABI_NO_OWNER ||
+                      frame.owner == abi.frame.owner_c_stack;
+        }
+        if (!entered && frame.owner == abi.frame.owner_c_stack) return false;
         if (frame.owner == abi.frame.owner_c_stack) continue;  // entry shim: not Python code
         if (!plausible(frame.code)) return false;
         const std::uint32_t place = total < kMaxFrames ? total : kHalf + (total - kHalf) % kHalf;
@@ -176,7 +259,7 @@ bool walk(FrameReader& reader, const ProflinkAbi& abi, std::uintptr_t leaf, Chai
         const bool at_root = abi.frame.owner_c_stack != PROFLINK_ABI_NO_OWNER
                                  ? last_owner == abi.frame.owner_c_stack
                                  : last_owner != abi.frame.owner_generator;
-        if (!at_root) return false;
+        if (!at_root || !entered) return false;
     }
     if (total > kMaxFrames) {
         chain->omitted = total - kMaxFrames;
