@@ -12,48 +12,73 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks._paired import markdown
+from benchmarks._paired import interval, markdown, number, verdict
 
 #: module -> heading
 BENCHMARKS = {
     "attach_detach": "attach + detach",
-    "span": "Span start + end",
-    "throughput": "Spans a second beside threads that want the GIL",
-    "submit": "Thread pool: submit + result",
-    "slowdown": "Application slowdown, sampler CPU and yield",
-    "memory_start": "Memory, import and start",
+    "span": "span start + end",
+    "throughput": "span throughput",
+    "submit": "pool submit + result",
+    "slowdown": "sampling",
+    "memory_start": "memory and start",
 }
 #: What is between these lines of a document is ours.
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
-def machine(quick: bool) -> str:
-    """The machine in neutral words, and how busy it was."""
-    busy = os.getloadavg()[0]
-    kind = "few rounds (`--quick`)" if quick else "all rounds"
-    cpus = len(os.sched_getaffinity(0))
-    return (
-        f"{cpus}-core {platform.system()} VM ({platform.machine()}), "
-        f"{platform.python_implementation()} {platform.python_version()}, "
-        f"{datetime.now(UTC):%Y-%m-%d}, {kind}; load average at the end {busy:.1f}."
-    )
+# Of one benchmark: "machine", a sentence, and "rows".
+Result = dict[str, Any]
 
 
-def section(name: str, quick: bool) -> str:
-    """One benchmark's heading, command and table."""
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.{name}",
-        "--json",
-        *(["--quick"] if quick else []),
-    ]
+def run(name: str, quick: bool) -> Result:
+    """Run one benchmark."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json"]
+    if quick:
+        command.append("--quick")
     began = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    shown = f"python -m benchmarks.{name}"
-    return f"### {BENCHMARKS[name]}\n\n`{shown}`\n\n{markdown(json.loads(done.stdout))}\n"
+    return {"machine": machine(quick), "rows": json.loads(done.stdout)}
+
+
+def machine(quick: bool) -> str:
+    """The machine in neutral words, and how busy it was."""
+    return (
+        f"{len(os.sched_getaffinity(0))}-core {platform.system()} VM ({platform.machine()}), "
+        f"{platform.python_implementation()} {platform.python_version()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, load average at the end {os.getloadavg()[0]:.1f}"
+        f"{', few rounds' if quick else ''}"
+    )
+
+
+def summary(results: dict[str, Result]) -> str:
+    """Everything that has a bar."""
+    lines = [
+        "| what | bar | measured | 95 % interval | | best peer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        lines += [
+            f"| {BENCHMARKS[name]}: {row['case']} | {row['bar']} "
+            f"| {number(row['value'])} {row['unit']} | {interval(row)} | {verdict(row)} "
+            f"| {row['peer']} |"
+            for row in result["rows"]
+            if row["bar"]
+        ]
+    return "\n".join(lines)
+
+
+def document(results: dict[str, Result]) -> str:
+    """All tables."""
+    parts = ["### Figures beside their bars", summary(results)]
+    for name, result in results.items():
+        parts.append(f"### {BENCHMARKS[name].capitalize()}")
+        parts.append(f"`python -m benchmarks.{name}` ({result['machine']})")
+        parts.append(markdown(result["rows"]))
+    return "\n\n".join(parts) + "\n"
 
 
 def insert(document: Path, text: str) -> None:
@@ -75,12 +100,22 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put the tables into FILE (docs/benchmarks.md)"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="results; those of other benchmarks in it stay"
+    )
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    sections = [section(name, options.quick) for name in options.names or BENCHMARKS]
-    text = f"{machine(options.quick)}\n\n" + "\n".join(sections)
+    results: dict[str, Result] = {}
+    if options.json and options.json.exists():
+        results = json.loads(options.json.read_text(encoding="utf-8"))
+    for name in options.names or BENCHMARKS:
+        results[name] = run(name, options.quick)
+        if options.json:
+            text = json.dumps(results, ensure_ascii=False, indent=1)
+            options.json.write_text(text, encoding="utf-8")
+    text = document({name: results[name] for name in BENCHMARKS if name in results})
     if options.write:
         insert(options.write, text)
     else:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final, Literal
 
 RESAMPLES: Final = 2000
 # Enough to fill inline caches that the side before has left pointing elsewhere.
@@ -64,18 +64,29 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure to reach: `limit` at most, or at least."""
+    """A figure to reach.
+
+    Attributes:
+        limit: the figure.
+        sense: `most`, `least`, or `none found`: the interval must not lie above `limit` as a whole.
+        peer: the best that was measured of comparable profilers, in words.
+    """
 
     limit: float
-    at_least: bool = False
+    sense: Literal["most", "least", "none found"] = "most"
+    peer: str = ""
 
-    def met(self, value: float) -> bool:
-        """Whether `value`, rounded as it is shown, reaches it."""
-        value = round(value, 3)
-        return value >= self.limit if self.at_least else value <= self.limit
+    def met(self, found: Estimate) -> bool:
+        """Whether `found`, rounded as it is shown, reaches it."""
+        if self.sense == "none found":
+            return round(found.low, 3) <= self.limit
+        value = round(found.value, 3)
+        return value >= self.limit if self.sense == "least" else value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+        if self.sense == "none found":
+            return self.sense
+        return f"{'≥' if self.sense == 'least' else '≤'} {self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,8 @@ class Row:
             **asdict(self.estimate),
             "unit": self.unit,
             "bar": str(self.bar) if self.bar else "",
-            "met": self.bar.met(self.estimate.value) if self.bar else None,
+            "met": self.bar.met(self.estimate) if self.bar else None,
+            "peer": self.bar.peer if self.bar else "",
             "note": self.note,
         }
 
@@ -261,24 +273,31 @@ def report(rows: Sequence[Row], *, as_json: bool) -> None:
         print(markdown([row.as_json() for row in rows]))
 
 
-def markdown(rows: Sequence[Mapping[str, object]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows, as `Row.as_json` gives them, as a Markdown table."""
     lines = [
         "| case | measured | 95 % interval | spread | rounds | bar | |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        verdict = {True: "met", False: "**missed**", None: ""}[row["met"]]  # type: ignore[index]
-        unit = row["unit"]
+        case = f"{row['case']} — {row['note']}" if row["note"] else row["case"]
         lines.append(
-            f"| {row['case']}{' — ' + str(row['note']) if row['note'] else ''} "
-            f"| {_number(row['value'])} {unit} "
-            f"| {_number(row['low'])} to {_number(row['high'])} | {_number(row['spread'])} "
-            f"| {row['rounds']} | {row['bar']} | {verdict} |"
+            f"| {case} | {number(row['value'])} {row['unit']} | {interval(row)} "
+            f"| {number(row['spread'])} | {row['rounds']} | {row['bar']} | {verdict(row)} |"
         )
     return "\n".join(lines)
 
 
-def _number(value: object) -> str:
-    assert isinstance(value, (int, float))
+def verdict(row: Mapping[str, Any]) -> str:
+    """Whether the bar is met, "" where there is none."""
+    return {True: "met", False: "**missed**", None: ""}[row["met"]]
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """The interval of a row."""
+    return f"{number(row['low'])} to {number(row['high'])}"
+
+
+def number(value: float) -> str:
+    """Three decimals, or one for large figures."""
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

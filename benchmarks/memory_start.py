@@ -14,8 +14,8 @@ import tempfile
 
 from benchmarks._paired import Bar, Rounds, Row, arguments, report
 
-MEMORY = Bar(10)  # MB
-START = Bar(60)  # ms
+MEMORY = Bar(10, peer="33")  # MB
+START = Bar(60, peer="400 to 900")  # ms
 
 # Memory is the proportional set size: what is shared with other
 # processes counts in part.
@@ -90,7 +90,7 @@ def figures(way: str, seconds: float) -> dict[str, float]:
 def main() -> None:
     """Measure and report."""
     options = arguments(__doc__)
-    seconds, count = (1.0, 5) if options.quick else (5.0, 20)
+    seconds, count = (1.0, 5) if options.quick else (3.0, 12)
     rounds = Rounds(_WAYS)
     for way in _WAYS:
         figures(way, 0.0)  # files cached, bytecode compiled

@@ -72,7 +72,7 @@ def measure_all() -> dict[str, Rounds]:
 def main() -> None:
     """Measure and report."""
     options = arguments(__doc__)
-    rounds = across_processes(measure_all, processes=4 if options.quick else 25, options=options)[
+    rounds = across_processes(measure_all, processes=4 if options.quick else 12, options=options)[
         "submit"
     ]
     ours, peer = "`ProflinkInstrumentor`", "`opentelemetry-instrumentation-threading`"
