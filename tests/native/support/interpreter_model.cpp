@@ -106,7 +106,7 @@ bool Model::holds(std::uintptr_t address, std::size_t size) const {
 }
 
 void Model::emit(Kind kind, std::uint64_t* at, std::uint64_t value, const char* what) {
-    const Op op{kind, at, value, truth_, what};
+    const Op op{kind, at, value, truth_, also_true_, what};
     if (looping_) {
         ops_.push_back(op);
     } else {
@@ -121,13 +121,12 @@ void Model::store(std::uint64_t* base, std::uint32_t offset, std::uint64_t value
 
 void Model::nop() { emit(Kind::nop, nullptr, 0, "nop"); }
 
-// Says what is true after the next store.
-void Model::truth_changed() {
+std::uint32_t Model::intern_truth(std::size_t visible) {
     const Thread& t = *threads_[0];
     Truth truth;
     truth.alive = t.alive;
     if (t.alive) {
-        for (std::size_t i = t.visible; i-- > 0;) {
+        for (std::size_t i = visible; i-- > 0;) {
             truth.chain.push_back(t.frames[i].function->number);
         }
         const Context* context = t.contexts.empty() ? nullptr : t.contexts.back();
@@ -140,7 +139,12 @@ void Model::truth_changed() {
     const auto [at, fresh] =
         truth_index_.try_emplace(truth.hash, static_cast<std::uint32_t>(truths_.size()));
     if (fresh) truths_.push_back(std::move(truth));
-    truth_ = at->second;
+    return at->second;
+}
+
+// Says what is true after the next store.
+void Model::truth_changed() {
+    truth_ = also_true_ = intern_truth(threads_[0]->visible);
 }
 
 // --- Running
@@ -236,7 +240,8 @@ void Model::end_loop() {
     looping_ = false;
     truth_before_.resize(ops_.size());
     for (std::size_t i = 0; i < ops_.size(); ++i) {
-        truth_before_[i] = ops_[(i + ops_.size() - 1) % ops_.size()].truth;
+        const Op& before = ops_[(i + ops_.size() - 1) % ops_.size()];
+        truth_before_[i] = {before.truth, before.also_true};
     }
 }
 
@@ -402,6 +407,9 @@ void Model::enter_from_c(Thread* t, std::uint64_t* frame, const Function* f, Gen
         cframe = level;
         store_pointer(cframe, current + 8, t->cframe, "cframe previous");
         if (options_.unset_cframe) {
+            t->frames.push_back({frame, f, g, nullptr, nullptr, nullptr});
+            if (t == sampled()) also_true_ = intern_truth(t->frames.size());
+            t->frames.pop_back();
             store_pointer(t->tstate, tstate_at::frame, cframe, "cframe, not yet filled in");
         }
         t->cframe = cframe;

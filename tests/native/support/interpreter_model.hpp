@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "attach_slots.hpp"
@@ -155,7 +156,11 @@ class Model {
     std::uint32_t length() const { return static_cast<std::uint32_t>(ops_.size()); }
     std::uint32_t position() const { return position_; }
     const Truth& truth_at(std::uint32_t position) const {
-        return truths_[truth_before_[position % ops_.size()]];
+        return truths_[truth_before_[position % ops_.size()].first];
+    }
+    // Just as true: a function that C is about to start may be shown as started.
+    const Truth& also_true_at(std::uint32_t position) const {
+        return truths_[truth_before_[position % ops_.size()].second];
     }
     void advance(std::uint32_t steps);
     void rewind_to(std::uint32_t position);  // runs forward until there
@@ -189,6 +194,7 @@ class Model {
         std::uint64_t* at;
         std::uint64_t value;
         std::uint32_t truth;
+        std::uint32_t also_true;
         const char* what;
     };
 
@@ -200,6 +206,7 @@ class Model {
     void store_pointer(std::uint64_t* base, std::uint32_t offset, T* value, const char* what) {
         store(base, offset, reinterpret_cast<std::uint64_t>(value), what);
     }
+    std::uint32_t intern_truth(std::size_t visible);
     void truth_changed();
     void execute(const Op& op);
 
@@ -235,10 +242,11 @@ class Model {
 
     bool looping_ = false;
     std::vector<Op> ops_;
-    std::vector<std::uint32_t> truth_before_;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> truth_before_;
     std::vector<Truth> truths_;
     std::map<std::uint64_t, std::uint32_t> truth_index_;
     std::uint32_t truth_ = 0;
+    std::uint32_t also_true_ = 0;
     std::map<std::uint64_t*, std::uint32_t> live_at_loop_;
 
     std::uint32_t position_ = 0;

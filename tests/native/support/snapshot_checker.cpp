@@ -65,6 +65,7 @@ SnapshotChecker::SnapshotChecker(Model& model, Mutation mutation)
       snapshotter_(memory_, abi_, context_key_),
       visitor_(memory_, mutation.no_code_watcher ? &no_deaths_ : &model.deaths()),
       chain_(std::make_unique<Chain>()) {
+    still_.tid.store(7001);
     if (mutation.version_is_zero) {
         abi_.thread.context_ver = tstate_at::always_zero;
         abi_.thread.size = tstate_at::always_zero + 8;
@@ -110,7 +111,7 @@ void SnapshotChecker::judge(SnapshotResult result, std::uint32_t start, std::uin
     for (std::uint32_t p = start; p <= start + steps; ++p) {
         const Truth& truth = model_.truth_at(p);
         if (!truth.alive) break;
-        if (truth.hash == hash) {
+        if (truth.hash == hash || model_.also_true_at(p).hash == hash) {
             ++tally->ok;
             if (steps != 0) ++tally->moved_ok;
             return;
@@ -120,7 +121,7 @@ void SnapshotChecker::judge(SnapshotResult result, std::uint32_t start, std::uin
     const auto ever = [&](auto what) {
         for (std::uint32_t p = start; p < last; ++p) {
             const Truth& truth = model_.truth_at(p);
-            if (truth.alive && what(truth)) return true;
+            if (truth.alive && (what(truth) || what(model_.also_true_at(p)))) return true;
         }
         return false;
     };
@@ -169,14 +170,15 @@ std::uint32_t SnapshotChecker::most_points(MovingMemory::Grain grain) {
 }
 
 // The loop's length is prime, so that any stride visits every start once.
-Tally SnapshotChecker::one_move(MovingMemory::Grain grain, std::uint32_t most_steps) {
+Tally SnapshotChecker::one_move(MovingMemory::Grain grain,
+                                const std::vector<std::uint32_t>& steps) {
     Tally tally;
     const std::uint32_t points = most_points(grain);
     const std::uint32_t length = model_.length();
     for (std::uint32_t point = 0; point < points; ++point) {
-        for (std::uint32_t steps = 1; steps <= most_steps; ++steps) {
-            const MovingMemory::Move move{point, steps};
-            const std::uint32_t stride = steps % length == 0 ? steps + 1 : steps;
+        for (const std::uint32_t n : steps) {
+            const MovingMemory::Move move{point, n};
+            const std::uint32_t stride = n % length == 0 ? n + 1 : n;
             for (std::uint32_t i = 0; i < length; ++i) take(grain, &move, 1, stride, &tally);
         }
     }
