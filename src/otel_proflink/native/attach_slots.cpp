@@ -66,6 +66,8 @@ __attribute__((noinline, cold)) AttachSlot* first_use() noexcept {
         g_exhausted.store(true, std::memory_order_release);
         return &g_shared;  // not kept: a slot may be free by the next attach
     }
+    // Its last owner may have ended in the middle of an attach.
+    slot->done.store(slot->begun.load(std::memory_order_relaxed), std::memory_order_relaxed);
     slot->tid.store(gettid_now(), std::memory_order_release);
     g_assigned.fetch_add(1, std::memory_order_acq_rel);  // before the attach that asked for it
     pthread_setspecific(g_key, slot);

@@ -37,6 +37,12 @@ struct LabelSource {
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
                  std::uintptr_t context, std::uintptr_t variables, LabelSource* source) noexcept;
 
+inline Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
+                        std::uintptr_t context, std::uintptr_t variables) noexcept {
+    LabelSource source;
+    return read_label(memory, abi, key, context, variables, &source);
+}
+
 // For the self-test: the type of the root node of a context's HAMT; 0 on failure.
 std::uintptr_t hamt_root_type(Memory& memory, const ProflinkAbi& abi,
                               std::uintptr_t context) noexcept;

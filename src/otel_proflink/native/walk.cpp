@@ -18,8 +18,11 @@ constexpr std::uint32_t kHalf = kMaxFrames / 2;
 // Chunks stepped over while looking for a frame's home: enough for any real recursion.
 constexpr int kMaxChunks = 1024;
 
+// No user address has any of the top bits, so that adding sizes to one never wraps.
+constexpr std::uintptr_t kMaxAddress = std::uintptr_t{1} << 56;
+
 bool plausible(std::uintptr_t address) noexcept {
-    return address != 0 && address % sizeof(void*) == 0;
+    return address != 0 && address < kMaxAddress && address % sizeof(void*) == 0;
 }
 
 }  // namespace
@@ -39,11 +42,13 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     for (std::uint32_t i = 0; i < known_.count; ++i) {
         requests[count++] = {known_.addresses[i], known_first_[i], abi_.frame.size};
     }
-    if (stack.chunk != 0 && stack.top > stack.chunk && stack.top - stack.chunk <= stack.size) {
-        used_ = {stack.chunk + abi_.frame.chunk_data, stack.top};
+    if (plausible(stack.chunk) && plausible(stack.top) && stack.size <= kMaxChunkSize &&
+        stack.top >= stack.chunk + abi_.frame.chunk_data && stack.top - stack.chunk <= stack.size) {
+        const std::uint64_t free = stack.size - (stack.top - stack.chunk);
+        used_ = {stack.chunk + abi_.frame.chunk_data,
+                 stack.top + std::min<std::uint64_t>(free, kSlack)};
         hot_.begin = stack.top - used_.begin > kHot ? stack.top - kHot : used_.begin;
-        hot_.end = std::min<std::uintptr_t>(stack.top + kSlack, stack.chunk + stack.size);
-        used_.end = hot_.end;
+        hot_.end = used_.end;
     }
     const auto size = static_cast<std::uint32_t>(hot_.end - hot_.begin);
     std::uintptr_t cframe = root->cframe;
@@ -93,12 +98,12 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
 // this chunk lies in an older one, or is not a live frame.
 bool FrameReader::chunk_of(std::uintptr_t address, Window* used) noexcept {
     std::uintptr_t chunk = chunk_;
-    for (int i = 0; i < kMaxChunks && chunk != 0; ++i) {
+    for (int i = 0; i < kMaxChunks && plausible(chunk); ++i) {
         std::uintptr_t previous = 0;
         if (!memory_.read(chunk + abi_.frame.chunk_previous, &previous, sizeof(previous))) {
             return false;
         }
-        if (previous == 0) return false;
+        if (!plausible(previous)) return false;
         unsigned char header[64];
         if (abi_.frame.chunk_data > sizeof(header) ||
             !memory_.read(previous, header, abi_.frame.chunk_data)) {
@@ -108,7 +113,7 @@ bool FrameReader::chunk_of(std::uintptr_t address, Window* used) noexcept {
         const auto top = load<std::uint64_t>(header + abi_.frame.chunk_top);
         // `top` counts pointers used; it is exact in every chunk but the live one.
         const std::uintptr_t data = previous + abi_.frame.chunk_data;
-        if (top <= size / sizeof(void*) && address >= data &&
+        if (size <= kMaxChunkSize && top <= size / sizeof(void*) && address >= data &&
             address - data < top * sizeof(void*)) {
             *used = {data, data + top * sizeof(void*)};
             chunk_ = previous;

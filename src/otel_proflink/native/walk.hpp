@@ -97,13 +97,15 @@ class FrameReader {
     // this would have to return first.
     static constexpr std::uint32_t kWindows = 4;
     static constexpr std::uint32_t kRecheck = 48;
+    // Beyond this a chunk's size is not one: a frame would have to hold millions of locals.
+    static constexpr std::uint64_t kMaxChunkSize = 1u << 30;
     static constexpr std::uint32_t kRecheckInChunk = 8;
 
     struct Window {
         std::uintptr_t begin = 0;
         std::uintptr_t end = 0;
         bool holds(std::uintptr_t address, std::uint32_t size) const noexcept {
-            return address >= begin && address + size <= end;
+            return address >= begin && address < end && size <= end - address;
         }
     };
 

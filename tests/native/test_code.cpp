@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Code objects are told apart by what they are, not by where they lie.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "code.hpp"
+#include "support/static_thread.hpp"
+
+namespace otel_proflink::test {
+namespace {
+
+struct FreeProfile {
+    void operator()(Profile* profile) const { profile_free(profile); }
+};
+
+class Codes : public testing::TestWithParam<bool> {
+  protected:
+    Codes() : memory(1u << 17), abi(make_abi(Layout::py313)), table(new CodeTable(memory, abi)) {
+        profile.reset(Profile::create(1));
+        EXPECT_TRUE(table->begin(profile.get(), GetParam()));
+        table->prepare();  // what earlier tests left behind
+    }
+
+    bool watched() const { return GetParam(); }
+
+    std::uint64_t* string(const std::string& text) {
+        std::uint64_t* object = memory.allocate(8 + text.size() / 8);
+        object[abi.object.unicode_length / 8] = text.size();
+        object[abi.object.unicode_hash / 8] = std::hash<std::string>()(text);
+        const std::uint32_t state = 1u << abi.object.unicode_kind_shift |
+                                    1u << abi.object.unicode_compact_shift |
+                                    1u << abi.object.unicode_ascii_shift;
+        std::memcpy(reinterpret_cast<char*>(object) + abi.object.unicode_state, &state, 4);
+        std::memcpy(reinterpret_cast<char*>(object) + abi.object.unicode_ascii_data, text.data(),
+                    text.size());
+        return object;
+    }
+
+    std::uint64_t* lines() {
+        std::uint64_t* object = memory.allocate(16);
+        object[abi.object.bytes_size / 8] = 3 * 16;
+        auto* data = reinterpret_cast<std::uint8_t*>(object) + abi.object.bytes_data;
+        for (int i = 0; i < 16; ++i) {
+            *data++ = 0x80 | 11 << 3 | 1;  // two units, one line on
+            *data++ = 0;
+            *data++ = 0;
+        }
+        return object;
+    }
+
+    std::uint64_t* code(const std::string& name, std::int32_t first_line = 10) {
+        std::uint64_t* made = memory.allocate(code_at::size / 8 + 16);
+        fill(made, name, first_line);
+        return made;
+    }
+
+    // What is compiled into the memory of a code object that was freed.
+    void fill(std::uint64_t* at, const std::string& name, std::int32_t first_line = 10) {
+        std::memset(at, 0, code_at::size);
+        put(at, kTypeAt, kCodeType);
+        put(at, code_at::units, 32);
+        put(at, code_at::first_line, static_cast<std::uint32_t>(first_line));
+        put(at, code_at::filename, string(name + ".py"));
+        put(at, code_at::name, string(name));
+        put(at, code_at::qualname, string("module." + name));
+        put(at, code_at::linetable, lines());
+    }
+
+    static Frame frame(const std::uint64_t* code, int unit = 0) {
+        Frame made{};
+        made.code = reinterpret_cast<std::uintptr_t>(code);
+        made.instruction =
+            made.code + code_at::size + static_cast<std::uintptr_t>(static_cast<std::intptr_t>(2 * unit));
+        return made;
+    }
+
+    bool visit(std::initializer_list<Frame> frames) {
+        chain->count = 0;
+        chain->omitted = 0;
+        for (const Frame& each : frames) chain->frames[chain->count++] = each;
+        table->prepare();
+        return table->visit(*chain);
+    }
+
+    // "function:line" of each frame of the last visit, leaf first.
+    std::vector<std::string> stack() {
+        const Stack& ids = profile->stacks[table->intern_stack()];
+        std::vector<std::string> out;
+        for (std::uint32_t i = 0; i < ids.count; ++i) {
+            const Location& location = profile->locations[profile->frames[ids.first + i]];
+            const StringRef& name = profile->strings[profile->functions[location.function].name];
+            out.push_back(std::string(&profile->text[name.offset], name.size) + ":" +
+                          std::to_string(location.line));
+        }
+        return out;
+    }
+    using Stacks = std::vector<std::string>;
+
+    static void die(const std::uint64_t* code) {
+        dead_code_push(reinterpret_cast<std::uintptr_t>(code));
+    }
+
+    FlatMemory memory;
+    ProflinkAbi abi;
+    std::unique_ptr<CodeTable> table;
+    std::unique_ptr<Profile, FreeProfile> profile;
+    std::unique_ptr<Chain> chain = std::make_unique<Chain>();
+};
+
+TEST_P(Codes, NamesAndLines) {
+    const auto* a = code("a");
+    const auto* b = code("b", 50);
+    ASSERT_TRUE(visit({frame(a, 0), frame(b, 3), frame(a, 31)}));
+    table->commit();
+    EXPECT_EQ(stack(), (Stacks{"module.a:11", "module.b:52", "module.a:26"}));
+}
+
+TEST_P(Codes, KnownCodeIsNotReadAgain) {
+    const auto* a = code("a");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    const std::uint64_t calls = memory.calls();
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_LE(memory.calls() - calls, watched() ? 0u : 2u);
+    EXPECT_EQ(stack(), (Stacks{"module.a:11"}));
+}
+
+TEST_P(Codes, AddressOfAFreedCodeObject) {
+    auto* a = code("a");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    if (watched()) die(a);
+    fill(a, "b");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    EXPECT_EQ(stack(), (Stacks{"module.b:11"}));
+}
+
+// The strings' addresses are handed out again as well: only their content differs.
+TEST_P(Codes, AddressesOfItsStringsToo) {
+    auto* a = code("aaaa");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    if (watched()) die(a);
+    auto* qualname = reinterpret_cast<std::uint64_t*>(a[code_at::qualname / 8]);
+    const std::uint64_t* other = string("module.bbbb");
+    std::memcpy(qualname, other, abi.object.unicode_ascii_data + 11);
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_EQ(stack(), (Stacks{"module.bbbb:11"}));
+}
+
+TEST_P(Codes, SameFunctionWithAnotherFirstLine) {
+    auto* a = code("a", 10);
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    if (watched()) die(a);
+    put(a, code_at::first_line, 90u);
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_EQ(stack(), (Stacks{"module.a:91"}));
+}
+
+TEST_P(Codes, WhatATornSnapshotLearntIsForgotten) {
+    auto* a = code("a");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->rollback();
+    fill(a, "b");  // nobody said that it died: the snapshot may have read it before it was one
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_EQ(stack(), (Stacks{"module.b:11"}));
+}
+
+TEST_P(Codes, RollbackKeepsWhatWasProven) {
+    const auto* a = code("a");
+    auto* b = code("b");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    ASSERT_TRUE(visit({frame(a), frame(b)}));
+    table->rollback();
+    const std::uint64_t calls = memory.calls();
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_LE(memory.calls() - calls, watched() ? 0u : 2u);
+}
+
+TEST_P(Codes, DeathDuringTheAttempt) {
+    const auto* a = code("a");
+    const auto* b = code("b");
+    chain->count = 1;
+    chain->omitted = 0;
+    chain->frames[0] = frame(a);
+    table->prepare();
+    die(b);
+    EXPECT_TRUE(table->visit(*chain));
+    table->prepare();
+    die(a);
+    EXPECT_EQ(table->visit(*chain), !watched());
+    table->rollback();
+}
+
+TEST_P(Codes, MoreDeathsThanTheRingHolds) {
+    auto* a = code("a");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    if (!watched()) GTEST_SKIP();
+    die(a);
+    for (std::uint32_t i = 0; i < DeadCodes::kCapacity + 10; ++i) dead_code_push(0x1000 + 16 * i);
+    fill(a, "b");
+    chain->count = 1;
+    chain->frames[0] = frame(a);
+    EXPECT_FALSE(table->visit(*chain)) << "some were lost during the attempt";
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_EQ(stack(), (Stacks{"module.b:11"}));
+}
+
+TEST_P(Codes, InstructionsOutOfRange) {
+    const auto* a = code("a");
+    EXPECT_TRUE(visit({frame(a, 31)}));
+    EXPECT_FALSE(visit({frame(a, 32)}));
+    EXPECT_FALSE(visit({frame(a, -1)}));
+    EXPECT_FALSE(visit({frame(a, -100000)}));
+    Frame odd = frame(a);
+    odd.instruction += 1;
+    EXPECT_FALSE(visit({odd}));
+    abi.code.first_instruction = -1;
+    ASSERT_TRUE(visit({frame(a, -1)}));
+    EXPECT_EQ(stack(), (Stacks{"module.a:10"}));
+}
+
+TEST_P(Codes, WhatIsNotACodeObject) {
+    auto* a = code("a");
+    put(a, kTypeAt, kValueType);
+    EXPECT_FALSE(visit({frame(a)}));
+    put(a, kTypeAt, kCodeType);
+    put(a, code_at::units, 0u);
+    EXPECT_FALSE(visit({frame(a)}));
+    put(a, code_at::units, 1u << 28);
+    EXPECT_FALSE(visit({frame(a)}));
+    put(a, code_at::units, 32u);
+    put(a, code_at::qualname, 0x1230u);
+    EXPECT_FALSE(visit({frame(a)}));
+    EXPECT_FALSE(visit({frame(reinterpret_cast<std::uint64_t*>(0x1230))}));
+    EXPECT_FALSE(visit({frame(nullptr)}));
+}
+
+TEST_P(Codes, OmittedFramesAreSaid) {
+    const auto* a = code("a");
+    chain->count = kMaxFrames;
+    chain->omitted = 77;
+    for (std::uint32_t i = 0; i < kMaxFrames; ++i) chain->frames[i] = frame(a);
+    table->prepare();
+    ASSERT_TRUE(table->visit(*chain));
+    const Stacks names = stack();
+    ASSERT_EQ(names.size(), kMaxFrames + 1);
+    EXPECT_EQ(names[kMaxFrames / 2], "[77 frames omitted]:0");
+    EXPECT_EQ(names[kMaxFrames / 2 - 1], "module.a:11");
+    EXPECT_EQ(names[kMaxFrames], "module.a:11");
+}
+
+TEST_P(Codes, ANewProfileStartsAfresh) {
+    const auto* a = code("a");
+    ASSERT_TRUE(visit({frame(a)}));
+    table->commit();
+    profile.reset(Profile::create(1));
+    ASSERT_TRUE(table->begin(profile.get(), watched()));
+    EXPECT_EQ(table->fill(), 0);
+    ASSERT_TRUE(visit({frame(a)}));
+    EXPECT_EQ(stack(), (Stacks{"module.a:11"}));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Codes, testing::Bool(), [](const auto& parameter) {
+    return parameter.param ? std::string("watched") : std::string("fingerprint");
+});
+
+TEST(DeadCodesTest, ManyPushersLoseNothingUnsaid) {
+    constexpr std::uint32_t kThreads = 4;
+    constexpr std::uint32_t kEach = 20000;
+    auto dead = std::make_unique<DeadCodes>();
+    std::atomic<std::uint32_t> running{kThreads};
+    std::vector<std::thread> threads;
+    for (std::uint32_t t = 0; t < kThreads; ++t) {
+        threads.emplace_back([&, t] {
+            for (std::uint32_t i = 0; i < kEach; ++i) {
+                dead->push((t * kEach + i + 1) * 16);
+                if (i % 64 == 0) std::this_thread::yield();
+            }
+            --running;
+        });
+    }
+    std::vector<std::uintptr_t> out(DeadCodes::kCapacity);
+    std::vector<bool> seen(kThreads * kEach + 1);
+    std::uint64_t drained = 0;
+    std::uint64_t distrusts = 0;
+    for (bool more = true; more;) {
+        more = running.load() != 0;
+        const std::uint32_t count = dead->drain(out.data(), DeadCodes::kCapacity);
+        if (count == kNoEntry) {
+            ++distrusts;
+            continue;
+        }
+        drained += count;
+        for (std::uint32_t i = 0; i < count; ++i) {
+            ASSERT_EQ(out[i] % 16, 0u);
+            ASSERT_LE(out[i] / 16, kThreads * kEach);
+            seen[out[i] / 16] = true;
+        }
+    }
+    for (std::thread& thread : threads) thread.join();
+    if (distrusts == 0) {
+        EXPECT_EQ(drained, kThreads * kEach);
+    } else {
+        EXPECT_LE(drained, kThreads * kEach);
+    }
+}
+
+}  // namespace
+}  // namespace otel_proflink::test
