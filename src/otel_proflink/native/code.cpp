@@ -193,8 +193,8 @@ bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
         return true;
     }
     const Entry& code = entries_[entry];
-    const auto distance = static_cast<std::int64_t>(frame.instruction) -
-                          static_cast<std::int64_t>(frame.code + abi_.code.size);
+    const auto distance =
+        static_cast<std::int64_t>(frame.instruction - (frame.code + abi_.code.size));
     if (distance % 2 != 0) return false;
     const std::int64_t unit = distance / 2;
     if (unit < abi_.code.first_instruction || unit >= static_cast<std::int64_t>(code.units)) {

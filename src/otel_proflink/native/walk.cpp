@@ -36,8 +36,14 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     known_ = *scattered;
     met_ = scattered;
     met_->count = 0;
-    ReadRequest requests[2 * ScatteredFrames::kMax + 7];
+    ReadRequest requests[2 * ScatteredFrames::kMax + 8];
     int count = 0;
+    // The thread must be in the _PyCFrame that is read before the first copy and after the last.
+    std::uintptr_t cframe_before = root->cframe;
+    if (abi_.thread.has_cframe) {
+        requests[count++] = {root->tstate + abi_.thread.frame, &cframe_before,
+                             sizeof(cframe_before)};
+    }
     if (also.size != 0) requests[count++] = also;
     for (std::uint32_t i = 0; i < known_.count; ++i) {
         requests[count++] = {known_.addresses[i], known_first_[i], abi_.frame.size};
@@ -84,7 +90,8 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
         if (root->outer == 0) root->outer_frame = 0;
         // A _PyCFrame that is not filled in yet may hold a frame that is popped.
         const bool popped = hot_.holds(*leaf, abi_.frame.size) && *leaf >= top;
-        if (popped || cframe != root->cframe || loop[1] != root->outer) {
+        if (popped || cframe_before != root->cframe || cframe != root->cframe ||
+            loop[1] != root->outer) {
             root->cframe = cframe;
             root->outer = loop[1];
             *met_ = known_;
