@@ -71,8 +71,8 @@ class Codes : public testing::TestWithParam<bool> {
     static Frame frame(const std::uint64_t* code, int unit = 0) {
         Frame made{};
         made.code = reinterpret_cast<std::uintptr_t>(code);
-        made.instruction =
-            made.code + code_at::size + static_cast<std::uintptr_t>(static_cast<std::intptr_t>(2 * unit));
+        made.instruction = made.code + code_at::size +
+                           static_cast<std::uintptr_t>(static_cast<std::intptr_t>(2 * unit));
         return made;
     }
 

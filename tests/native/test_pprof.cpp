@@ -30,9 +30,25 @@ std::string bytes(std::initializer_list<int> values) {
 }
 
 constexpr std::string_view kHead[] = {
-    "", "samples", "count", "cpu", "wall", "nanoseconds", "trace_id", "span_id",
-    "local_root_span_id", "span_type", "endpoint", "thread_name", "thread_state", "thread_id",
-    "running", "gil_wait", "blocked", "link", "unknown",
+    "",
+    "samples",
+    "count",
+    "cpu",
+    "wall",
+    "nanoseconds",
+    "trace_id",
+    "span_id",
+    "local_root_span_id",
+    "span_type",
+    "endpoint",
+    "thread_name",
+    "thread_state",
+    "thread_id",
+    "running",
+    "gil_wait",
+    "blocked",
+    "link",
+    "unknown",
 };
 
 // The string table's fixed beginning and the three sample types.
@@ -99,9 +115,9 @@ TEST_F(Pprof, OneSample) {
     want += nested(6, "outer");  // 21
     want += nested(5, bytes({0x08, 3, 0x10, 21, 0x20, 20, 0x28, 3}));
     want += nested(4, bytes({0x08, 3, 0x22, 5, 0x08, 3, 0x10, 0xac, 0x02}));
-    want += nested(2, bytes({0x0a, 2, 2, 3,                // location ids
-                             0x12, 4, 2, 10, 0xc8, 0x01,   // count, scaled CPU, wall
-                             0x1a, 4, 0x08, 13, 0x18, 42,  // thread_id
+    want += nested(2, bytes({0x0a, 2, 2,    3,                // location ids
+                             0x12, 4, 2,    10, 0xc8, 0x01,   // count, scaled CPU, wall
+                             0x1a, 4, 0x08, 13, 0x18, 42,     // thread_id
                              0x1a, 4, 0x08, 12, 0x10, 14}));  // thread_state: running
     want += tail("", "");
     EXPECT_EQ(encode(), want);
@@ -130,11 +146,11 @@ TEST_F(Pprof, LinkedSampleWithEveryLabel) {
     want += nested(6, "web");                               // 23
     want += nested(6, "/route");                            // 24
     want += nested(6, "worker");                            // 25
-    want += nested(2, bytes({0x0a, 1, 2, 0x12, 3, 1, 0, 0,
-                             0x1a, 4, 0x08, 6, 0x10, 20, 0x1a, 4, 0x08, 7, 0x10, 21,
-                             0x1a, 4, 0x08, 8, 0x10, 22, 0x1a, 4, 0x08, 9, 0x10, 23,
-                             0x1a, 4, 0x08, 10, 0x10, 24, 0x1a, 4, 0x08, 11, 0x10, 25,
-                             0x1a, 4, 0x08, 13, 0x18, 9, 0x1a, 4, 0x08, 12, 0x10, 15}));
+    want +=
+        nested(2, bytes({0x0a, 1,  2,    0x12, 3,    1,  0,    0,  0x1a, 4,  0x08, 6,  0x10, 20,
+                         0x1a, 4,  0x08, 7,    0x10, 21, 0x1a, 4,  0x08, 8,  0x10, 22, 0x1a, 4,
+                         0x08, 9,  0x10, 23,   0x1a, 4,  0x08, 10, 0x10, 24, 0x1a, 4,  0x08, 11,
+                         0x10, 25, 0x1a, 4,    0x08, 13, 0x18, 9,  0x1a, 4,  0x08, 12, 0x10, 15}));
     want += tail("", "");
     EXPECT_EQ(encode({{1, "/other", 6}, {0x100, "/route", 6}, {0x200, "/third", 6}},
                      {{8, "another", 7}, {9, "worker", 6}}),

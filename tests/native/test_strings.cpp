@@ -62,7 +62,9 @@ TEST_F(Strings, EachKind) {
 }
 
 TEST_F(Strings, LoneSurrogatesAndImpossibleCharacters) {
-    EXPECT_EQ(read(make<std::uint16_t>({'a', 0xdc80, 'b'}, false)), "a\xef\xbf\xbd" "b");
+    EXPECT_EQ(read(make<std::uint16_t>({'a', 0xdc80, 'b'}, false)),
+              "a\xef\xbf\xbd"
+              "b");
     EXPECT_EQ(read(make<std::uint16_t>({0xd83d, 0xde00}, false)), "\xef\xbf\xbd\xef\xbf\xbd");
     EXPECT_EQ(read(make<std::uint32_t>({0xd800, 0x110000, 0xffffffff}, false)),
               "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");
@@ -71,8 +73,8 @@ TEST_F(Strings, LoneSurrogatesAndImpossibleCharacters) {
 TEST_F(Strings, LongOnesAreCut) {
     EXPECT_EQ(read(ascii(std::string(kMaxCharacters + 100, 'x'))),
               std::string(kMaxCharacters, 'x'));
-    const std::string wide = read(make(std::vector<std::uint32_t>(kMaxCharacters + 1, 0x1f600),
-                                       false));
+    const std::string wide =
+        read(make(std::vector<std::uint32_t>(kMaxCharacters + 1, 0x1f600), false));
     EXPECT_EQ(wide.size(), sizeof(out.data));
 }
 
@@ -143,9 +145,8 @@ TEST_F(Lines, OneLineForms) {
 
 TEST_F(Lines, WithoutColumns) {
     // A signed varint: the lowest bit is the sign, six bits a byte, 64 means that more follow.
-    const std::uintptr_t entries =
-        table({head(13, 1), 5 << 1, head(13, 1), (5 << 1) | 1, head(13, 2),
-               64 | (1000 << 1 & 63), 1000 << 1 >> 6});
+    const std::uintptr_t entries = table({head(13, 1), 5 << 1, head(13, 1), (5 << 1) | 1,
+                                          head(13, 2), 64 | (1000 << 1 & 63), 1000 << 1 >> 6});
     EXPECT_EQ(line(entries, 0), 105);
     EXPECT_EQ(line(entries, 1), 100);
     EXPECT_EQ(line(entries, 3), 1100);
@@ -192,8 +193,7 @@ TEST_F(Lines, WhatIsNotATable) {
     EXPECT_EQ(line(table({head(14, 1), 64}), 0), -1000) << "cut in a varint";
     EXPECT_EQ(line(table({head(13, 1), 127, 127, 127, 127, 127, 127, 127}), 0), -1000)
         << "a varint without an end";
-    EXPECT_EQ(line(table({head(13, 1), 127, 127, 127, 127, 127, 3}), 0), -1000)
-        << "a line below 0";
+    EXPECT_EQ(line(table({head(13, 1), 127, 127, 127, 127, 127, 3}), 0), -1000) << "a line below 0";
     const std::uintptr_t cut = table({head(15, 8)}, 1u << 20);
     memory.hide(reinterpret_cast<char*>(cut) + 48, 1u << 20);
     EXPECT_EQ(line(cut, 20), -1000);

@@ -52,8 +52,7 @@ TEST_P(Walk, LeafFirst) {
     EXPECT_EQ(t->chain->omitted, 0u);
     EXPECT_EQ(t->chain->frames[0].code, reinterpret_cast<std::uintptr_t>(b));
     EXPECT_EQ(t->chain->frames[1].code, reinterpret_cast<std::uintptr_t>(a));
-    EXPECT_EQ(t->chain->frames[1].instruction,
-              reinterpret_cast<std::uintptr_t>(a) + code_at::size);
+    EXPECT_EQ(t->chain->frames[1].instruction, reinterpret_cast<std::uintptr_t>(a) + code_at::size);
 }
 
 TEST_P(Walk, ThreadWithoutFrames) {
@@ -241,9 +240,10 @@ TEST_P(Walk, RefusesAnUnsetCframe) {
     EXPECT_EQ(t->take(), SnapshotResult::ok);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Walk,
-                         testing::Values(Layout::py311, Layout::py312, Layout::py313),
-                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
+INSTANTIATE_TEST_SUITE_P(All, Walk, testing::Values(Layout::py311, Layout::py312, Layout::py313),
+                         [](const auto& parameter) {
+                             return std::string(name_of(parameter.param));
+                         });
 
 }  // namespace
 }  // namespace otel_proflink::test

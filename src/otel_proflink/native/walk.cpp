@@ -36,7 +36,7 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     known_ = *scattered;
     met_ = scattered;
     met_->count = 0;
-    ReadRequest requests[2 * ScatteredFrames::kMax + 8];
+    ReadRequest requests[2 * ScatteredFrames::kMax + 10];
     int count = 0;
     // The thread must be in the _PyCFrame that is read before the first copy and after the last.
     std::uintptr_t cframe_before = root->cframe;
@@ -60,8 +60,13 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     std::uintptr_t cframe = root->cframe;
     std::uintptr_t loop[2] = {0, root->outer};  // of the _PyCFrame: current_frame, previous
     if (size != 0) requests[count++] = {hot_.begin, first_, size};
+    std::uintptr_t top_before = stack.top;
+    std::uintptr_t top_after = stack.top;
     if (abi_.thread.has_cframe) {
+        const std::uintptr_t top_at = root->tstate + abi_.thread.datastack_top;
+        requests[count++] = {top_at, &top_before, sizeof(top_before)};
         requests[count++] = {root->cframe + abi_.thread.cframe_frame, loop, sizeof(loop)};
+        requests[count++] = {top_at, &top_after, sizeof(top_after)};
         if (root->outer != 0) {
             requests[count++] = {root->outer + abi_.thread.cframe_frame, &root->outer_frame,
                                  sizeof(root->outer_frame)};
@@ -74,10 +79,8 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
         requests[count++] = {known_.addresses[i], known_second_[i], abi_.frame.size};
     }
     // A _PyCFrame that the thread has left still holds a frame, but not a live one.
-    std::uintptr_t top = stack.top;
     if (abi_.thread.has_cframe) {
         requests[count++] = {root->tstate + abi_.thread.frame, &cframe, sizeof(cframe)};
-        requests[count++] = {root->tstate + abi_.thread.datastack_top, &top, sizeof(top)};
     }
     if (!memory_.read(requests, count)) {
         // What is only remembered may be gone with its memory.
@@ -89,7 +92,8 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
         *leaf = loop[0];
         if (root->outer == 0) root->outer_frame = 0;
         // A _PyCFrame that is not filled in yet may hold a frame that is popped.
-        const bool popped = hot_.holds(*leaf, abi_.frame.size) && *leaf >= top;
+        const bool popped =
+            hot_.holds(*leaf, abi_.frame.size) && *leaf >= std::min(top_before, top_after);
         if (popped || cframe_before != root->cframe || cframe != root->cframe ||
             loop[1] != root->outer) {
             root->cframe = cframe;

@@ -134,8 +134,7 @@ std::uint32_t Model::intern_truth(std::size_t visible) {
             truth.link = context->vars->ours->link;
         }
     }
-    truth.hash = truth_hash(truth.link, truth.chain.data(), truth.chain.size()) +
-                 (t.alive ? 0 : 1);
+    truth.hash = truth_hash(truth.link, truth.chain.data(), truth.chain.size()) + (t.alive ? 0 : 1);
     const auto [at, fresh] =
         truth_index_.try_emplace(truth.hash, static_cast<std::uint32_t>(truths_.size()));
     if (fresh) truths_.push_back(std::move(truth));
@@ -143,9 +142,7 @@ std::uint32_t Model::intern_truth(std::size_t visible) {
 }
 
 // Says what is true after the next store.
-void Model::truth_changed() {
-    truth_ = also_true_ = intern_truth(threads_[0]->visible);
-}
+void Model::truth_changed() { truth_ = also_true_ = intern_truth(threads_[0]->visible); }
 
 // --- Running
 
@@ -304,8 +301,8 @@ void Model::thread_end(Thread* t) {
 // --- Frames
 
 std::uint64_t* Model::push_data(Thread* t, std::uint32_t words) {
-    const bool fits = !t->chunks.empty() &&
-                      t->top + words <= t->chunks.back().at + t->chunks.back().words;
+    const bool fits =
+        !t->chunks.empty() && t->top + words <= t->chunks.back().at + t->chunks.back().words;
     if (fits) {
         std::uint64_t* frame = t->top;
         t->top += words;
@@ -351,8 +348,8 @@ void Model::init_frame(std::uint64_t* frame, const Function* f, std::uint8_t own
                        std::uint32_t locals) {
     store_pointer(frame, frame_at::code, f->code, "frame code");
     if (has_shims(layout_)) store(frame, frame_at::previous, 0, "frame previous");
-    store(frame, frame_at::instruction,
-          reinterpret_cast<std::uint64_t>(f->code) + code_at::size, "frame instruction");
+    store(frame, frame_at::instruction, reinterpret_cast<std::uint64_t>(f->code) + code_at::size,
+          "frame instruction");
     store(frame, frame_at::owner, owner, "frame owner");
     for (std::uint32_t i = 0; i < locals; ++i) store(frame, frame_at::size + 8 * i, 0, "local");
 }
@@ -561,10 +558,10 @@ Value* Model::value_new(int link) {
     store(value->at, kTypeAt, kValueType, "value type");
     if (link >= 0) {
         ++link_refs_[static_cast<std::size_t>(link)];
-        emit(Kind::store_record, value->at + value_at::record / 8,
-             static_cast<std::uint64_t>(link), "value record");
-        emit(Kind::store_serial, value->at + value_at::serial / 8,
-             static_cast<std::uint64_t>(link), "value serial");
+        emit(Kind::store_record, value->at + value_at::record / 8, static_cast<std::uint64_t>(link),
+             "value record");
+        emit(Kind::store_serial, value->at + value_at::serial / 8, static_cast<std::uint64_t>(link),
+             "value serial");
     } else {
         store(value->at, value_at::record, 0, "value record");
         store(value->at, value_at::serial, 0, "value serial");
@@ -741,8 +738,7 @@ bool MovingMemory::read(const ReadRequest* requests, int count) noexcept {
         std::uintptr_t from = request.address;
         std::uint32_t left = request.size;
         while (left != 0) {
-            const std::uint32_t step =
-                std::min(left, static_cast<std::uint32_t>(8 - from % 8));
+            const std::uint32_t step = std::min(left, static_cast<std::uint32_t>(8 - from % 8));
             if (grain_ == Grain::word) point();
             std::memcpy(into, reinterpret_cast<const void*>(from), step);
             into += step;

@@ -25,7 +25,7 @@ namespace otel_proflink::test {
 // What is true of the sampled thread at one instant.
 struct Truth {
     bool alive = true;
-    int link = -1;                   // number of the model's link, -1: none
+    int link = -1;                     // number of the model's link, -1: none
     std::vector<std::uint32_t> chain;  // functions, leaf first
     std::uint64_t hash = 0;
 
@@ -119,11 +119,11 @@ class Model {
     // --- Building. The first thread is the sampled one.
     Thread* sampled() { return threads_[0].get(); }
     Thread* other() { return threads_[1].get(); }
-    const Function* function();                   // a new function that lives for ever
-    const Function* function_new();               // one that can be freed
+    const Function* function();      // a new function that lives for ever
+    const Function* function_new();  // one that can be freed
     void function_free(const Function* function);
-    int link_start();            // a span starts: its link's record is made
-    void link_end(int link);     // the span is gone; values may still hold the link
+    int link_start();         // a span starts: its link's record is made
+    void link_end(int link);  // the span is gone; values may still hold the link
 
     void call(Thread* t, const Function* f, std::uint32_t locals = 2);    // Python to Python
     void call_c(Thread* t, const Function* f, std::uint32_t locals = 2);  // through C

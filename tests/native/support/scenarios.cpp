@@ -523,11 +523,16 @@ class Wanderer {
 
 const std::vector<Scenario>& scenarios() {
     static const std::vector<Scenario> all = {
-        {"spans", spans},           {"nested", nested},
-        {"depths", depths},         {"tasks", tasks},
-        {"context_run", context_run}, {"generators", generators},
-        {"thread_states", thread_states}, {"code_objects", code_objects},
-        {"neighbour", neighbour},   {"chunks", chunks},
+        {"spans", spans},
+        {"nested", nested},
+        {"depths", depths},
+        {"tasks", tasks},
+        {"context_run", context_run},
+        {"generators", generators},
+        {"thread_states", thread_states},
+        {"code_objects", code_objects},
+        {"neighbour", neighbour},
+        {"chunks", chunks},
     };
     return all;
 }

@@ -26,9 +26,10 @@ std::string Tally::text() const {
         return whole == 0 ? 0.0 : 100.0 * static_cast<double>(part) / static_cast<double>(whole);
     };
     out.precision(3);
-    out << snapshots << " snapshots, ok " << share(ok, snapshots) << " % (moved under: "
-        << share(moved_ok, moved) << " %), torn " << torn << ", gone " << gone
-        << ", wrong label " << wrong_label << ", pair " << wrong_pair << ", whole " << wrong_whole;
+    out << snapshots << " snapshots, ok " << share(ok, snapshots)
+        << " % (moved under: " << share(moved_ok, moved) << " %), torn " << torn << ", gone "
+        << gone << ", wrong label " << wrong_label << ", pair " << wrong_pair << ", whole "
+        << wrong_whole;
     if (!first_wrong.empty()) out << "\n  first: " << first_wrong;
     return out.str();
 }
@@ -83,9 +84,9 @@ void SnapshotChecker::take(MovingMemory::Grain grain, const MovingMemory::Move* 
     }
     memory_.arm(grain, moves, count);
     model_.deaths().clear();
-    const SnapshotResult result =
-        key_.tstate == 0 ? SnapshotResult::gone
-                         : snapshotter_.take(key_, &cache_, chain_.get(), &visitor_);
+    const SnapshotResult result = key_.tstate == 0
+                                      ? SnapshotResult::gone
+                                      : snapshotter_.take(key_, &cache_, chain_.get(), &visitor_);
     const std::uint32_t steps = memory_.steps_done();
     judge(result, start, steps, tally);
     if (stride > steps) model_.advance(stride - steps);
@@ -128,11 +129,10 @@ void SnapshotChecker::judge(SnapshotResult result, std::uint32_t start, std::uin
     bool labels = ever([&](const Truth& t) { return t.link == link; });
     bool pairs = true;
     for (std::uint32_t i = 0; i < count; ++i) {
-        labels = labels &&
-                 ever([&](const Truth& t) { return t.link == link && t.contains(chain[i]); });
-        pairs = pairs && (i + 1 == count || ever([&](const Truth& t) {
-                              return t.calls(chain[i], chain[i + 1]);
-                          }));
+        labels =
+            labels && ever([&](const Truth& t) { return t.link == link && t.contains(chain[i]); });
+        pairs = pairs && (i + 1 == count ||
+                          ever([&](const Truth& t) { return t.calls(chain[i], chain[i + 1]); }));
     }
     if (!labels) {
         ++tally->wrong_label;
@@ -143,8 +143,10 @@ void SnapshotChecker::judge(SnapshotResult result, std::uint32_t start, std::uin
     }
     if (!tally->first_wrong.empty()) return;
     std::ostringstream out;
-    out << (!labels ? "label" : !pairs ? "pair" : "whole") << " at step " << start << " + "
-        << steps << ": link " << link << ", chain";
+    out << (!labels  ? "label"
+            : !pairs ? "pair"
+                     : "whole")
+        << " at step " << start << " + " << steps << ": link " << link << ", chain";
     for (std::uint32_t i = 0; i < count; ++i) out << ' ' << chain[i];
     out << "; true:";
     std::uint64_t seen = 0;
@@ -185,8 +187,8 @@ Tally SnapshotChecker::one_move(MovingMemory::Grain grain,
     return tally;
 }
 
-Tally SnapshotChecker::two_moves(MovingMemory::Grain grain,
-                                 const std::vector<std::uint32_t>& steps, std::uint64_t budget) {
+Tally SnapshotChecker::two_moves(MovingMemory::Grain grain, const std::vector<std::uint32_t>& steps,
+                                 std::uint64_t budget) {
     Tally tally;
     const std::uint64_t points = most_points(grain);
     const std::uint64_t choices = steps.size();

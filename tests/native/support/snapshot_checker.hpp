@@ -34,9 +34,9 @@ struct Tally {
 class SnapshotChecker {
   public:
     struct Mutation {
-        bool slot_elsewhere = false;     // the thread's counters are another thread's
-        bool version_is_zero = false;    // context_ver is read where there is always 0
-        bool no_code_watcher = false;    // nobody says that code objects die
+        bool slot_elsewhere = false;   // the thread's counters are another thread's
+        bool version_is_zero = false;  // context_ver is read where there is always 0
+        bool no_code_watcher = false;  // nobody says that code objects die
     };
 
     explicit SnapshotChecker(Model& model) : SnapshotChecker(model, Mutation{}) {}

@@ -30,8 +30,7 @@ class FlatMemory final : public Memory {
             const ReadRequest& request = requests[i];
             bytes_ += request.size;
             if (!holds(request.address, request.size)) return false;
-            std::memcpy(request.into, reinterpret_cast<const void*>(request.address),
-                        request.size);
+            std::memcpy(request.into, reinterpret_cast<const void*>(request.address), request.size);
         }
         return true;
     }

@@ -54,8 +54,8 @@ namespace chunk_at {
 inline constexpr std::uint32_t previous = 0, size = 8, top = 16, data = 24;
 }
 namespace code_at {
-inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, name = 40,
-                               qualname = 48, linetable = 56, size = 64;
+inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, name = 40, qualname = 48,
+                               linetable = 56, size = 64;
 }
 namespace context_at {
 inline constexpr std::uint32_t vars = 24, hamt_root = 16;
