@@ -5,7 +5,18 @@ from __future__ import annotations
 
 import threading
 
-from benchmarks._paired import Bar, Rounds, Row, Side, across_processes, arguments, measure, report
+from benchmarks._paired import (
+    Bar,
+    Estimate,
+    Rounds,
+    Row,
+    Side,
+    across_processes,
+    arguments,
+    estimate,
+    measure,
+    report,
+)
 from benchmarks._setup import Everything, Scratch, tracer_with
 from benchmarks.span import current
 
@@ -72,7 +83,30 @@ def main() -> None:
                 f"{rate['on']:,.0f} spans/s, off {rate['off']:,.0f}",
             )
         )
+        if count != "0":
+            rows.append(
+                Row(
+                    f"{count} background threads, the thread's share of the time, on / off",
+                    share(rounds),
+                    "×",
+                    note="1 if no turn of the GIL is lost: the rest is the CPU of the spans",
+                )
+            )
     report(rows, as_json=options.json)
+
+
+def share(rounds: Rounds) -> Estimate:
+    """How much of the wall time the thread of the spans got, on over off."""
+    got = {
+        side: [
+            cpu / wall
+            for cpu, wall in zip(
+                rounds.values(side, "thread_cpu"), rounds.values(side, "wall"), strict=True
+            )
+        ]
+        for side in ("off", "on")
+    }
+    return estimate([on / off for on, off in zip(got["on"], got["off"], strict=True)])
 
 
 if __name__ == "__main__":
