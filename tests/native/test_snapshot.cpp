@@ -23,6 +23,9 @@ constexpr Layout kLayouts[] = {Layout::py311, Layout::py312, Layout::py313};
 
 // How far the model goes at a point: from one store to a few calls. PROFLINK_TEST_EFFORT=10 and
 // above tries every number up to 100.
+// Below half of the usual effort not every point is tried.
+std::uint64_t one_move_budget() { return effort() < 0.5 ? scaled(400'000) : ~std::uint64_t{0}; }
+
 std::vector<std::uint32_t> step_counts(std::uint32_t most) {
     std::vector<std::uint32_t> counts;
     if (effort() >= 10) {
@@ -62,7 +65,7 @@ TEST_P(Snapshot, OneMove) {
     Model model(layout(), {});
     scenario().build(model);
     SnapshotChecker checker(model);
-    const Tally tally = checker.one_move(Grain::word, step_counts(effort() < 0.5 ? 8 : 34));
+    const Tally tally = checker.one_move(Grain::word, step_counts(34), one_move_budget());
     report("one move", tally);
     EXPECT_EQ(tally.wrong(), 0u);
     EXPECT_GT(tally.moved_ok, tally.moved / 50);
@@ -92,7 +95,7 @@ TEST_P(Snapshot, UnsetCframe) {
     for (std::uint32_t i = 0; i < 3 * model.length(); ++i) {
         checker.take(Grain::word, nullptr, 0, 1, &tally);
     }
-    tally.add(checker.one_move(Grain::word, step_counts(5)));
+    tally.add(checker.one_move(Grain::word, step_counts(5), one_move_budget()));
     report("unset cframe", tally);
     EXPECT_EQ(tally.wrong(), 0u);
     EXPECT_GT(tally.moved_ok, tally.moved / 50);
@@ -142,8 +145,8 @@ class Mutant : public testing::TestWithParam<Layout> {
         Model model(GetParam(), options);
         scenario_named(scenario).build(model);
         SnapshotChecker checker(model, mutation);
-        Tally tally = checker.one_move(Grain::word, {1, 2, 3, 5, 8});
-        tally.add(checker.two_moves(Grain::request, step_counts(89), 200'000));
+        Tally tally = checker.one_move(Grain::word, step_counts(8), one_move_budget());
+        tally.add(checker.two_moves(Grain::request, step_counts(89), scaled(200'000)));
         std::printf("  %s: %s\n", scenario, tally.text().c_str());
         return tally.wrong_label;
     }

@@ -172,12 +172,14 @@ std::uint32_t SnapshotChecker::most_points(MovingMemory::Grain grain) {
 }
 
 // The loop's length is prime, so that any stride visits every start once.
-Tally SnapshotChecker::one_move(MovingMemory::Grain grain,
-                                const std::vector<std::uint32_t>& steps) {
+Tally SnapshotChecker::one_move(MovingMemory::Grain grain, const std::vector<std::uint32_t>& steps,
+                                std::uint64_t budget) {
     Tally tally;
     const std::uint32_t points = most_points(grain);
     const std::uint32_t length = model_.length();
-    for (std::uint32_t point = 0; point < points; ++point) {
+    const std::uint64_t all = std::uint64_t{points} * steps.size() * length;
+    const auto every = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, all / budget));
+    for (std::uint32_t point = 0; point < points; point += every) {
         for (const std::uint32_t n : steps) {
             const MovingMemory::Move move{point, n};
             const std::uint32_t stride = n % length == 0 ? n + 1 : n;

@@ -49,8 +49,9 @@ class SnapshotChecker {
     // Points at which the longest snapshot can be interrupted, over a whole loop.
     std::uint32_t most_points(MovingMemory::Grain grain);
 
-    // Every start x point x steps.
-    Tally one_move(MovingMemory::Grain grain, const std::vector<std::uint32_t>& steps);
+    // Every start x point x steps; if that is more than `budget`, only some of the points.
+    Tally one_move(MovingMemory::Grain grain, const std::vector<std::uint32_t>& steps,
+                   std::uint64_t budget);
     // Every start x pair of points x pair of steps out of `steps`; if that is more than `budget`,
     // an even selection of it.
     Tally two_moves(MovingMemory::Grain grain, const std::vector<std::uint32_t>& steps,
