@@ -265,42 +265,47 @@ cdef class Capture:
     def __init__(self):
         raise TypeError("captures come from swap()")
 
+    cdef Profile* checked(self) except NULL:
+        if self.profile is NULL:
+            raise ValueError("this capture was not made by swap()")
+        return self.profile
+
     def __dealloc__(self):
         profile_free(self.profile)
 
     @property
     def start_unix_ns(self):
         """Start of the interval, Unix time in nanoseconds."""
-        return self.profile.start_unix_ns
+        return self.checked().start_unix_ns
 
     @property
     def duration_ns(self):
         """Length of the interval in nanoseconds."""
-        return self.profile.duration_ns
+        return self.checked().duration_ns
 
     @property
     def period_ns(self):
         """Nominal time between two ticks in nanoseconds."""
-        return self.profile.period_ns
+        return self.checked().period_ns
 
     @property
     def sample_count(self):
         """Distinct (stack, link, thread, state) combinations."""
-        return self.profile.samples.size()
+        return self.checked().samples.size()
 
     def local_roots(self):
         """Local root span id to span type, of every link that occurs."""
         cdef uint32_t i
         roots = {}
-        for i in range(self.profile.links.size()):
-            root = int.from_bytes(self.profile.links[i].local_root_span_id[:8], "big")
-            roots[root] = (<bytes>span_type_text(self.profile.links[i].span_type)).decode()
+        for i in range(self.checked().links.size()):
+            root = int.from_bytes(self.checked().links[i].local_root_span_id[:8], "big")
+            roots[root] = (<bytes>span_type_text(self.checked().links[i].span_type)).decode()
         return roots
 
     def thread_ids(self):
         """Native ids of the threads that occur."""
         cdef uint32_t i
-        return [self.profile.threads[i].tid for i in range(self.profile.threads.size())]
+        return [self.checked().threads[i].tid for i in range(self.checked().threads.size())]
 
     def encode_pprof(self, *, endpoints, thread_names):
         """The profile in pprof's format, uncompressed. Encoded without the GIL.
@@ -321,6 +326,7 @@ cdef class Capture:
         cdef Py_ssize_t size = 0
         cdef size_t i
         cdef cbool done
+        cdef Profile* profile = self.checked()
         try:
             if native_endpoints is NULL or native_names is NULL:
                 raise MemoryError
@@ -336,7 +342,7 @@ cdef class Capture:
                 native_names[i].text = PyUnicode_AsUTF8AndSize(name_items[i][1], &size)
                 native_names[i].size = <uint32_t>size
             with nogil:
-                done = encode_pprof(self.profile[0], native_endpoints, endpoint_count,
+                done = encode_pprof(profile[0], native_endpoints, endpoint_count,
                                     native_names, name_count, out)
             if not done:
                 raise MemoryError("out of memory while encoding a profile")
