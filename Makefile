@@ -27,6 +27,7 @@ BENCH_ARGS ?=
 SANITIZE ?=
 
 py := $(VENV)/bin/python
+in_venv := PATH="$(abspath $(VENV))/bin:$$PATH"
 pip := $(py) -m pip --disable-pip-version-check install --quiet
 # A file in here says that a step is done; each names what makes it necessary again.
 done := $(VENV)/proflink
@@ -88,14 +89,13 @@ fixed := $(if $(findstring thread,$(SANITIZE)),setarch $(shell uname -m) --addr-
 # sanitizer has nothing to say.
 one_thread := $(if $(findstring thread,$(SANITIZE)),--exclude-regex '(Snapshot|Storm)\.')
 native-test: export PROFLINK_TEST_EFFORT ?= $(if $(SANITIZE),0.1,1)
-native-test: export PATH := $(abspath $(VENV))/bin:$(PATH)
 native-test: $(done)/build-tools
-	cmake -S . -B build/$(variant) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	$(in_venv) cmake -S . -B build/$(variant) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	    -DPython_EXECUTABLE="$(abspath $(py))" \
 	    -DPROFLINK_NATIVE_TESTS=ON -DPROFLINK_SANITIZE="$(SANITIZE)"
-	$(fixed) cmake --build build/$(variant) --target native_tests
-	$(fixed) ctest --test-dir build/$(variant) --output-on-failure --no-tests=error --parallel 2 \
-	    $(one_thread)
+	$(in_venv) $(fixed) cmake --build build/$(variant) --target native_tests
+	$(in_venv) $(fixed) ctest --test-dir build/$(variant) --output-on-failure --no-tests=error \
+	    --parallel 2 $(one_thread)
 
 lint: lint-python lint-types lint-cython lint-native
 
@@ -110,7 +110,7 @@ lint-types: $(done)/built $(done)/test-tools $(done)/lint-tools
 	    --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist.txt
 
 lint-cython: $(done)/lint-tools
-	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint src
+	$(in_venv) cython-lint src
 
 lint-native: $(done)/lint-tools
 	$(VENV)/bin/clang-format --dry-run -Werror $(native)
