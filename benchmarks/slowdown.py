@@ -114,12 +114,13 @@ class WakeUps:
     # Python adds about a microsecond to each wake-up's tens: what is measured net of this is too
     # low by 0.01 % of a core at 100 Hz.
     _CODE = """
-import sys, time
+import signal, sys, time
 period = 1 / float(sys.argv[1])
 count = 0
-print(flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
 began = time.thread_time()
 try:
+    print(flush=True)
     while True:
         time.sleep(period)
         count += 1
@@ -143,7 +144,7 @@ except KeyboardInterrupt:
     def stop(self) -> dict[str, float]:
         """Its CPU, as a share of a core."""
         self._process.send_signal(signal.SIGINT)
-        text, _ = self._process.communicate()
+        text, _ = self._process.communicate(timeout=10)
         return {"sampler": float(text) * self._rate_hz}
 
 

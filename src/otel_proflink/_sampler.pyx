@@ -84,7 +84,7 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
         uint64_t sampler_cpu_ns
         uint64_t state_guesses
 
-    const char* sampler_start(const ProflinkAbi&, uint64_t, cbool) noexcept
+    const char* sampler_start(const ProflinkAbi&, uint64_t) noexcept
     void sampler_stop() noexcept
     cbool sampler_running() noexcept
     void sampler_ignore(int32_t, cbool) noexcept
@@ -105,8 +105,8 @@ cdef extern from "self_observation.hpp" namespace "otel_proflink":
     uintptr_t current_hamt_root_type(const ProflinkAbi&, uintptr_t) noexcept
 
 cdef extern from "code_watcher.hpp" namespace "otel_proflink":
-    int code_watcher_add() noexcept
-    void code_watcher_clear(int) noexcept
+    void code_watch_begin() noexcept
+    void code_watch_end() noexcept
 
 
 class SamplerError(RuntimeError):
@@ -115,7 +115,6 @@ class SamplerError(RuntimeError):
 
 cdef ProflinkAbi _abi
 cdef bint _checked = False
-cdef int _watcher = -1
 
 memset(&_abi, 0, sizeof(_abi))
 
@@ -190,27 +189,23 @@ def start(rate_hz):
     Raises:
         SamplerError: the self-test failed, memory cannot be read, or no thread could be made.
     """
-    global _watcher
     cdef uint64_t period = <uint64_t>(1e9 / rate_hz)
     cdef const char* reason
     self_test()
     if sampler_running():
         return
-    if _watcher < 0:
-        _watcher = code_watcher_add()
-    reason = sampler_start(_abi, period, _watcher >= 0)
+    code_watch_begin()
+    reason = sampler_start(_abi, period)
     if reason is not NULL:
+        code_watch_end()
         raise SamplerError((<bytes>reason).decode())
 
 
 def stop():
     """Stops sampling; what was sampled stays until the next `swap`."""
-    global _watcher
     with nogil:
         sampler_stop()
-    if _watcher >= 0:
-        code_watcher_clear(_watcher)
-        _watcher = -1
+    code_watch_end()
 
 
 def running():

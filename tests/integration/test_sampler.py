@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 import threading
 import time
@@ -113,7 +115,26 @@ def test_deep_recursion_keeps_both_ends() -> None:
         assert any("root_of_it" in name for name in names), "the root end is kept"
 
 
-def test_names_of_code_made_and_freed_at_once() -> None:
+@contextlib.contextmanager
+def no_code_watcher_left() -> Iterator[None]:
+    """Others have taken all of the interpreter's code watchers."""
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(lambda *_: 0)
+    taken = []
+    with contextlib.suppress(RuntimeError):
+        while True:
+            taken.append(ctypes.pythonapi.PyCode_AddWatcher(callback))
+    try:
+        assert taken
+        yield
+    finally:
+        for number in taken:
+            ctypes.pythonapi.PyCode_ClearWatcher(number)
+
+
+@pytest.mark.parametrize("watcher", [True, False], ids=["watcher", "destructor"])
+def test_names_of_code_made_and_freed_at_once(watcher: bool) -> None:
+    if watcher and sys.version_info < (3, 12):
+        pytest.skip("code watchers are new in 3.12")
     ran = set()
 
     def work() -> None:
@@ -121,24 +142,35 @@ def test_names_of_code_made_and_freed_at_once() -> None:
         i = 0
         while time.perf_counter() < end:
             i += 1
-            name = f"made_{i}"
-            source = f"def {name}(stop):\n" + "\n" * (i % 7) + "    while clock() < stop: pass\n"
+            padding = "\n" * (i % 7)
+            source = f"def outer_{i}(stop):\n{padding}    made_{i}(stop)\n"
+            source += f"def made_{i}(stop):\n{padding}    while clock() < stop: pass\n"
             names: dict[str, object] = {"clock": time.perf_counter}
-            exec(compile(source, f"{name}.py", "exec"), names)
-            ran.add(name)
-            names[name](time.perf_counter() + 0.002)  # type: ignore[operator]
+            exec(compile(source, f"file_{i}.py", "exec"), names)
+            ran.add(str(i))
+            names[f"outer_{i}"](time.perf_counter() + 0.0005)  # type: ignore[operator]
 
-    profile = sampled(work, rate=2000)
+    taken = contextlib.nullcontext() if watcher else no_code_watcher_left()
+    if sys.version_info < (3, 12):
+        taken = contextlib.nullcontext()
+    with taken:
+        profile = sampled(work, rate=4000)
     table = list(profile.string_table)  # type: ignore[attr-defined]
-    seen = {
-        (table[f.name], table[f.filename])
-        for f in profile.function  # type: ignore[attr-defined]
-        if table[f.name].startswith("made_")
-    }
-    assert len(seen) > 50
-    for name, file in seen:
-        assert name in ran
-        assert file == f"{name}.py"
+    files = {table[f.name]: table[f.filename] for f in profile.function}  # type: ignore[attr-defined]
+    seen = set()
+    for frames, _ in stacks(profile):
+        made = [(name, line) for name, line in frames if name.startswith(("made_", "outer_"))]
+        numbers = {name.split("_")[1] for name, _ in made}
+        assert len(numbers) <= 1, made
+        for number in numbers:
+            assert number in ran
+            seen.add(number)
+            padding = int(number) % 7
+            last = {f"outer_{number}": 2 + padding, f"made_{number}": 4 + 2 * padding}
+            for name, line in made:
+                assert files[name] == f"file_{number}.py"
+                assert line in (last[name], last[name] - 1 - padding), made
+    assert len(seen) > 200
 
 
 def test_non_ascii_names_and_executing_lines() -> None:

@@ -93,7 +93,7 @@ TEST_P(RandomBytes, SnapshotAndCodeTable) {
     RandomMemory memory(3);
     Profile* profile = Profile::create(1);
     const auto codes = std::make_unique<CodeTable>(memory, abi);
-    ASSERT_TRUE(codes->begin(profile, false));
+    ASSERT_TRUE(codes->begin(profile, nullptr));
     const auto snapshotter = std::make_unique<Snapshotter>(memory, abi, key);
     const auto chain = std::make_unique<Chain>();
     const ThreadKey thread{RandomMemory::kTstate, 7, 42, nullptr, attach_slots_assigned()};

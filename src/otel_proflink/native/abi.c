@@ -69,7 +69,6 @@ static void fill_objects(ProflinkAbi* abi) {
     fill_string_bits(abi);
     abi->object.object_type = offsetof(PyObject, ob_type);
     abi->object.unicode_length = offsetof(PyASCIIObject, length);
-    abi->object.unicode_hash = offsetof(PyASCIIObject, hash);
     abi->object.unicode_state = offsetof(PyASCIIObject, state);
     abi->object.unicode_ascii_data = sizeof(PyASCIIObject);
     abi->object.unicode_compact_data = sizeof(PyCompactUnicodeObject);
@@ -88,7 +87,6 @@ static void fill_objects(ProflinkAbi* abi) {
     abi->code.units = offsetof(PyVarObject, ob_size);
     abi->code.first_line = offsetof(PyCodeObject, co_firstlineno);
     abi->code.filename = offsetof(PyCodeObject, co_filename);
-    abi->code.name = offsetof(PyCodeObject, co_name);
     abi->code.qualname = offsetof(PyCodeObject, co_qualname);
     abi->code.linetable = offsetof(PyCodeObject, co_linetable);
 #if PY_VERSION_HEX < 0x030D0000

@@ -55,7 +55,6 @@ typedef struct {
     uint32_t units; /* ob_size: number of 2-byte code units */
     uint32_t first_line;
     uint32_t filename;
-    uint32_t name;
     uint32_t qualname;
     uint32_t linetable;
     int32_t first_instruction; /* lowest valid index: -1 where it names the unit before the next */
@@ -64,7 +63,6 @@ typedef struct {
 typedef struct {
     uint32_t object_type;
     uint32_t unicode_length;
-    uint32_t unicode_hash;
     uint32_t unicode_state;
     uint32_t unicode_kind_shift; /* bits of the 32-bit state word */
     uint32_t unicode_compact_shift;

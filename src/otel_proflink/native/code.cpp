@@ -23,35 +23,34 @@ DeadCodes& dead_codes() noexcept { return g_dead; }
 
 void dead_code_push(std::uintptr_t code) noexcept { g_dead.push(code); }
 
+std::uint64_t DeadCodes::pack(std::uintptr_t code, std::uint64_t at) noexcept {
+    const std::uint64_t lap = (at / kCapacity + 1) & ((1u << kLapBits) - 1);
+    return (static_cast<std::uint64_t>(code) / alignof(void*)) << kLapBits | lap;
+}
+
 void DeadCodes::push(std::uintptr_t code) noexcept {
     const std::uint64_t at = head_.fetch_add(1, std::memory_order_acq_rel);
-    ring_[at % kCapacity].store(code, std::memory_order_release);
+    ring_[at % kCapacity].store(pack(code, at), std::memory_order_release);
 }
 
 std::uint32_t DeadCodes::drain(std::uintptr_t* out, std::uint32_t capacity) noexcept {
     const std::uint64_t head = head_.load(std::memory_order_acquire);
     const std::uint64_t count = head - tail_;
-    if (count > kCapacity || count > capacity) {
-        tail_ = head;
-        return kNoEntry;
-    }
-    for (std::uint64_t i = 0; i < count; ++i) {
-        // A place is taken before it is written: wait for neither, distrust all instead.
-        const std::uintptr_t code =
-            ring_[(tail_ + i) % kCapacity].exchange(0, std::memory_order_acq_rel);
-        if (code == 0) {
-            tail_ = head;
-            return kNoEntry;
-        }
-        out[i] = code;
-    }
+    const std::uint64_t tail = tail_;
     tail_ = head;
+    if (count > kCapacity || count > capacity) return kNoEntry;
+    for (std::uint64_t at = tail; at != head; ++at) {
+        // A place is taken before it is written: waiting for that could be long, so distrust all.
+        const std::uint64_t packed = ring_[at % kCapacity].load(std::memory_order_acquire);
+        if (((packed ^ pack(0, at)) & ((1u << kLapBits) - 1)) != 0) return kNoEntry;
+        *out++ = static_cast<std::uintptr_t>(packed >> kLapBits) * alignof(void*);
+    }
     return static_cast<std::uint32_t>(count);
 }
 
-bool CodeTable::begin(Profile* profile, bool watched) noexcept {
+bool CodeTable::begin(Profile* profile, DeadCodes* deaths) noexcept {
     profile_ = profile;
-    watched_ = watched;
+    deaths_ = deaths;
     pending_ = stack_size_ = 0;
     return reserve();
 }
@@ -79,8 +78,8 @@ void CodeTable::forget(std::uintptr_t code) noexcept {
 
 // True if none of the chain's code objects died.
 bool CodeTable::drain(const Chain* chain) noexcept {
-    if (!watched_) return true;
-    const std::uint32_t count = g_dead.drain(drained_, DeadCodes::kCapacity);
+    if (deaths_ == nullptr) return true;
+    const std::uint32_t count = deaths_->drain(drained_, DeadCodes::kCapacity);
     if (count == kNoEntry) {
         for (std::uint32_t i = 0; i < entries_.size(); ++i) entries_[i].live = false;
         return chain == nullptr;
@@ -99,59 +98,25 @@ bool CodeTable::read_header(std::uintptr_t code, Header* header) noexcept {
     unsigned char raw[kMaxHeader];
     const ProflinkAbiCode& at = abi_.code;
     if (at.size > sizeof(raw) || !memory_.read(code, raw, at.size)) return false;
-    header->type = load<std::uintptr_t>(raw + abi_.object.object_type);
     header->filename = load<std::uintptr_t>(raw + at.filename);
-    header->name = load<std::uintptr_t>(raw + at.name);
     header->qualname = load<std::uintptr_t>(raw + at.qualname);
     header->linetable = load<std::uintptr_t>(raw + at.linetable);
     header->units = load<std::uint64_t>(raw + at.units);
     header->first_line = load<std::int32_t>(raw + at.first_line);
-    std::uint64_t print = mix(header->filename);
-    print = mix(print ^ header->name);
-    print = mix(print ^ header->qualname);
-    print = mix(print ^ header->linetable);
-    print = mix(print ^ header->units);
-    header->fingerprint = mix(print ^ static_cast<std::uint32_t>(header->first_line));
-    return header->type == abi_.code_type && header->units != 0 && header->units < (1u << 28);
-}
-
-// Addresses of strings are handed out again too: what the strings say goes into the fingerprint.
-bool CodeTable::fingerprint_names(Header* header) noexcept {
-    std::uint64_t hashes[2] = {};
-    std::uint64_t lengths[2] = {};
-    const ReadRequest requests[] = {
-        {header->name + abi_.object.unicode_hash, &hashes[0], 8},
-        {header->qualname + abi_.object.unicode_hash, &hashes[1], 8},
-        {header->filename + abi_.object.unicode_length, &lengths[0], 8},
-        {header->linetable + abi_.object.bytes_size, &lengths[1], 8},
-    };
-    if (!memory_.read(requests, 4)) return false;
-    std::uint64_t print = header->fingerprint;
-    for (const std::uint64_t word : {hashes[0], hashes[1], lengths[0], lengths[1]}) {
-        print = mix(print ^ word);
-    }
-    header->fingerprint = print;
-    return true;
+    return load<std::uintptr_t>(raw + abi_.object.object_type) == abi_.code_type &&
+           header->units != 0 && header->units < (1u << 28);
 }
 
 std::uint32_t CodeTable::lookup(std::uintptr_t code) noexcept {
     std::uint32_t slot;
     const std::uint32_t entry = entry_index_.find(
         mix(code), [&](std::uint32_t i) { return entries_[i].code == code; }, &slot);
-    if (entry != kNoEntry && entries_[entry].live) {
-        if (watched_) return entry;
-        Header now;
-        if (!read_header(code, &now) || !fingerprint_names(&now)) return kNoEntry;
-        if (now.fingerprint == entries_[entry].fingerprint) return entry;
-        entries_[entry].live = false;
-    }
-    return learn(code);
+    return entry != kNoEntry && entries_[entry].live ? entry : learn(code);
 }
 
 std::uint32_t CodeTable::learn(std::uintptr_t code) noexcept {
     Header header;
-    if (!read_header(code, &header) || !fingerprint_names(&header)) return kNoEntry;
-    if (!read_string(memory_, abi_, header.qualname, &name_) ||
+    if (!read_header(code, &header) || !read_string(memory_, abi_, header.qualname, &name_) ||
         !read_string(memory_, abi_, header.filename, &file_)) {
         return kNoEntry;
     }
@@ -168,7 +133,6 @@ std::uint32_t CodeTable::learn(std::uintptr_t code) noexcept {
     }
     Entry& made = entries_[entry];
     made.code = code;
-    made.fingerprint = header.fingerprint;
     made.linetable = header.linetable;
     made.units = static_cast<std::uint32_t>(header.units);
     made.first_line = header.first_line;

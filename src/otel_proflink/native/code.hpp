@@ -11,8 +11,8 @@
 
 namespace otel_proflink {
 
-// Code objects that the interpreter destroyed, from its code watcher (3.12+) to the sampler.
-// Any thread pushes, one drains, nobody waits.
+// Code objects that the interpreter destroyed (see code_watcher.hpp), told to the sampler before
+// their memory is freed. Any thread pushes, one drains, nobody waits.
 class DeadCodes {
   public:
     void push(std::uintptr_t code) noexcept;
@@ -22,7 +22,12 @@ class DeadCodes {
     static constexpr std::uint32_t kCapacity = 4096;
 
   private:
-    std::atomic<std::uintptr_t> ring_[kCapacity]{};
+    // An address fits in 54 bits without its alignment; the rest says which lap of the ring it is
+    // of, so that a place that is not written yet, or was overtaken, is never taken for another.
+    static constexpr int kLapBits = 10;
+    static std::uint64_t pack(std::uintptr_t code, std::uint64_t at) noexcept;
+
+    std::atomic<std::uint64_t> ring_[kCapacity]{};
     std::atomic<std::uint64_t> head_{0};
     std::uint64_t tail_ = 0;
 };
@@ -36,9 +41,9 @@ class CodeTable final : public FrameVisitor {
 
     bool reserve() noexcept;
 
-    // Starts afresh for a profile. `watched`: destroyed code objects are reported through
-    // dead_codes(); otherwise each use re-reads the code object's fingerprint.
-    bool begin(Profile* profile, bool watched) noexcept;
+    // Starts afresh for a profile. `deaths` is drained by this table alone; nullptr: whoever
+    // calls visit() keeps the chain's code objects alive.
+    bool begin(Profile* profile, DeadCodes* deaths) noexcept;
 
     // Before each attempt: forgets code objects that died until now. Those that die while the
     // attempt runs make visit() fail.
@@ -47,8 +52,10 @@ class CodeTable final : public FrameVisitor {
     // Resolves the chain to locations while its frames keep the code objects alive.
     bool visit(const Chain& chain) noexcept override;
 
-    // What visit() learnt is kept only if the snapshot was proven.
-    void commit() noexcept { pending_ = 0; }
+    // What visit() learnt is kept once the frames are proven, whatever becomes of the label: the
+    // code objects lived then, and no death was reported until all of them had been read.
+    void frames_proven() noexcept override { pending_ = 0; }
+    // After an attempt: forgets what was learnt from frames that were not proven.
     void rollback() noexcept;
 
     // The stack of the last visit, interned into the profile.
@@ -64,7 +71,6 @@ class CodeTable final : public FrameVisitor {
 
     struct Entry {
         std::uintptr_t code;
-        std::uint64_t fingerprint;
         std::uintptr_t linetable;
         std::uint32_t function;
         std::uint32_t units;
@@ -81,16 +87,14 @@ class CodeTable final : public FrameVisitor {
     };
 
     struct Header {
-        std::uintptr_t type, filename, name, qualname, linetable;
+        std::uintptr_t filename, qualname, linetable;
         std::uint64_t units;
         std::int32_t first_line;
-        std::uint64_t fingerprint;
     };
 
     bool drain(const Chain* chain) noexcept;
     void forget(std::uintptr_t code) noexcept;
     bool read_header(std::uintptr_t code, Header* header) noexcept;
-    bool fingerprint_names(Header* header) noexcept;
     std::uint32_t lookup(std::uintptr_t code) noexcept;
     std::uint32_t learn(std::uintptr_t code) noexcept;
     bool locate(const Frame& frame, std::uint32_t* location) noexcept;
@@ -98,11 +102,11 @@ class CodeTable final : public FrameVisitor {
     Memory& memory_;
     const ProflinkAbi& abi_;
     Profile* profile_ = nullptr;
-    bool watched_ = false;
+    DeadCodes* deaths_ = nullptr;
     Table<Entry> entries_;
     Table<Place> places_;
     Index entry_index_, place_index_;
-    std::uint32_t new_entries_[kMaxFrames];  // learnt since the last commit
+    std::uint32_t new_entries_[kMaxFrames];  // learnt from frames that are not proven yet
     std::uint32_t pending_ = 0;
     std::uint32_t stack_[kMaxFrames + 1];
     std::uint32_t stack_size_ = 0;

@@ -52,7 +52,7 @@ class Sampler {
           codes_(memory_, abi_),
           snapshotter_(memory_, abi_, context_key()) {}
 
-    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool watched) noexcept;
+    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept;
     void stop() noexcept;
     bool running() const noexcept { return running_; }
     void ignore(std::int32_t tid, bool ignored) noexcept { threads_.ignore(tid, ignored); }
@@ -92,7 +92,6 @@ class Sampler {
     bool running_ = false;
     // 1: the thread is to end. A futex, so that a tick's sleep costs one system call.
     std::atomic<std::uint32_t> stopping_{0};
-    bool watched_ = false;
     std::uint64_t period_ns_ = 0;
     std::uint64_t interval_began_ns_ = 0;
     std::uint64_t tick_number_ = 0;
@@ -100,11 +99,10 @@ class Sampler {
     SamplerStats stats_{};
 };
 
-const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool watched) noexcept {
+const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept {
     if (running_) return nullptr;
     abi_ = abi;
     period_ns_ = period_ns;
-    watched_ = watched;
     stopping_.store(0);
     tick_number_ = 0;
     const char* reason = nullptr;
@@ -281,12 +279,9 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
         }
         codes_.prepare();
         result = snapshotter_.take(thread.key, &thread.cache, &chain_, &codes_);
-        if (result == SnapshotResult::gone) return codes_.rollback(), false;
-        if (result == SnapshotResult::torn) {
-            codes_.rollback();
-            continue;
-        }
-        codes_.commit();
+        codes_.rollback();
+        if (result == SnapshotResult::gone) return false;
+        if (result == SnapshotResult::torn) continue;
         // The state must hold for the stack: a thread that sleeps now must not have run since
         // before the snapshot, else it may have gone to sleep elsewhere.
         state = state_of(thread);
@@ -358,7 +353,7 @@ void Sampler::close_interval(std::uint64_t now) noexcept {
 bool Sampler::begin_profile(Profile* profile, std::uint64_t now) noexcept {
     interval_began_ns_ = now;
     profile->start_unix_ns = clock_ns(CLOCK_REALTIME);
-    return codes_.begin(profile, watched_);
+    return codes_.begin(profile, &dead_codes());
 }
 
 Profile* Sampler::swap() noexcept {
@@ -425,8 +420,7 @@ void on_fork_child() noexcept { instance().after_fork_in_child(); }
 
 }  // namespace
 
-const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
-                          bool code_watcher) noexcept {
+const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept {
     if (!g_created) {
         instance();
         // C-level forks (uWSGI) run no Python hook: this one always runs.
@@ -435,7 +429,7 @@ const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
         }
         g_created = true;
     }
-    return instance().start(abi, period_ns, code_watcher);
+    return instance().start(abi, period_ns);
 }
 
 void sampler_stop() noexcept {

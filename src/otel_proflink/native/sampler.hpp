@@ -25,8 +25,7 @@ struct SamplerStats {
 // All of these return nullptr on success, else the reason in plain words.
 
 // Checks that the layout in `abi` holds for this interpreter is the caller's business (self-test).
-PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
-                                          bool code_watcher) noexcept;
+PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept;
 PROFLINK_EXPORT void sampler_stop() noexcept;
 PROFLINK_EXPORT bool sampler_running() noexcept;
 PROFLINK_EXPORT void sampler_ignore(std::int32_t tid, bool ignored) noexcept;

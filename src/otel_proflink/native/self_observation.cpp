@@ -45,7 +45,7 @@ const char* SelfObservation::take(std::uintptr_t tstate, std::uint64_t id) noexc
     const auto tid = static_cast<std::int32_t>(syscall(SYS_gettid));
     const ThreadKey key{tstate, id, tid, slot_of(tid), attach_slots_assigned()};
     const char* reason = nullptr;
-    if (work->memory.open(&reason) && !work->codes.begin(profile_, false)) {
+    if (work->memory.open(&reason) && !work->codes.begin(profile_, nullptr)) {
         reason = "out of memory";
     }
     if (reason == nullptr) {

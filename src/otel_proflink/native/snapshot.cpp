@@ -152,6 +152,7 @@ SnapshotResult Snapshotter::attempt(const ThreadKey& thread, ThreadCache* cache,
     }
     requests[count++] = {thread.tstate, raw, abi_.thread.size};
     if (!reader_.recheck(*chain, requests, count)) return SnapshotResult::torn;
+    if (visitor != nullptr) visitor->frames_proven();
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (variables_now != variables || !source_now.same(source)) return SnapshotResult::torn;
     Head after;

@@ -58,6 +58,9 @@ enum class SnapshotResult : std::uint8_t {
 class FrameVisitor {
   public:
     virtual bool visit(const Chain& chain) noexcept = 0;
+    // The chain of the last visit() did exist, at an instant between two reports of dead code
+    // objects. Its label may still turn out to be unknown.
+    virtual void frames_proven() noexcept {}
 
   protected:
     ~FrameVisitor() = default;

@@ -38,11 +38,33 @@ void encode(const unsigned char* raw, std::uint32_t length, Utf8* out) noexcept 
     out->size = static_cast<std::uint32_t>(end - out->data);
 }
 
-// Sequential bytes of an object, a window at a time.
+// Most names and paths are shorter, so that one read fetches both the header and the text.
+constexpr std::uint32_t kGuess = 256;
+
+// Reads the first `size` bytes of an object, and up to kGuess beyond them where they can be read:
+// the object may end where its page does. How many were read; 0: none.
+std::uint32_t read_ahead(Memory& memory, std::uintptr_t address, unsigned char* into,
+                         std::uint32_t size) noexcept {
+    constexpr std::uintptr_t kPage = 4096;  // at least; a larger one only means a shorter guess
+    const auto left = static_cast<std::uint32_t>(kPage - address % kPage);
+    const std::uint32_t most = std::max(size, std::min(left, kGuess));
+    return memory.read(address, into, most) ? most : 0;
+}
+
+// Sequential bytes of a bytes object, a window at a time.
 class Bytes {
   public:
-    Bytes(Memory& memory, std::uintptr_t address, std::uint64_t size) noexcept
-        : memory_(memory), next_(address), left_(size) {}
+    Bytes(Memory& memory, const ProflinkAbiObject& at, std::uintptr_t object) noexcept
+        : memory_(memory), next_(object + at.bytes_data) {
+        const std::uint32_t read =
+            object == 0 ? 0 : read_ahead(memory, object, window_, at.bytes_data);
+        if (read == 0) return;
+        std::memcpy(&left_, window_ + at.bytes_size, sizeof(left_));
+        at_ = at.bytes_data;
+        filled_ = at_ + static_cast<std::uint32_t>(std::min<std::uint64_t>(left_, read - at_));
+        next_ += filled_ - at_;
+        left_ -= filled_ - at_;
+    }
 
     bool get(std::uint8_t* byte) noexcept {
         if (at_ == filled_ && !refill()) return false;
@@ -62,7 +84,7 @@ class Bytes {
 
     Memory& memory_;
     std::uintptr_t next_;
-    std::uint64_t left_;
+    std::uint64_t left_ = 0;
     std::uint32_t at_ = 0;
     std::uint32_t filled_ = 0;
     std::uint8_t window_[512];
@@ -103,32 +125,35 @@ bool skip(Bytes& bytes, int count, bool varints) noexcept {
 
 bool read_string(Memory& memory, const ProflinkAbi& abi, std::uintptr_t object,
                  Utf8* out) noexcept {
-    if (object == 0) return false;
+    unsigned char raw[kMaxCharacters * 4];
+    const std::uint32_t read =
+        object == 0 ? 0 : read_ahead(memory, object, raw, abi.object.unicode_ascii_data);
+    if (read == 0) return false;
     std::uint64_t length = 0;
     std::uint32_t state = 0;
-    const ReadRequest requests[] = {
-        {object + abi.object.unicode_length, &length, sizeof(length)},
-        {object + abi.object.unicode_state, &state, sizeof(state)},
-    };
-    if (!memory.read(requests, 2)) return false;
+    std::memcpy(&length, raw + abi.object.unicode_length, sizeof(length));
+    std::memcpy(&state, raw + abi.object.unicode_state, sizeof(state));
     const std::uint32_t kind = state >> abi.object.unicode_kind_shift & 7;
     if ((state >> abi.object.unicode_compact_shift & 1) == 0) return false;
     if (kind != 1 && kind != 2 && kind != 4) return false;
     const bool ascii = (state >> abi.object.unicode_ascii_shift & 1) != 0;
     const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(length, kMaxCharacters));
-    unsigned char raw[kMaxCharacters * 4];
-    const std::uintptr_t data =
-        object + (ascii ? abi.object.unicode_ascii_data : abi.object.unicode_compact_data);
-    if (count != 0 && !memory.read(data, raw, count * kind)) return false;
+    const std::uint32_t at =
+        ascii ? abi.object.unicode_ascii_data : abi.object.unicode_compact_data;
+    const unsigned char* text = raw + at;
+    if (at + count * kind > read) {
+        text = raw;
+        if (!memory.read(object + at, raw, count * kind)) return false;
+    }
     switch (kind) {
         case 1:
-            encode<std::uint8_t>(raw, count, out);
+            encode<std::uint8_t>(text, count, out);
             break;
         case 2:
-            encode<std::uint16_t>(raw, count, out);
+            encode<std::uint16_t>(text, count, out);
             break;
         default:
-            encode<std::uint32_t>(raw, count, out);
+            encode<std::uint32_t>(text, count, out);
     }
     return true;
 }
@@ -139,11 +164,7 @@ bool read_line(Memory& memory, const ProflinkAbi& abi, std::uintptr_t linetable,
         *line = first_line;
         return true;
     }
-    std::uint64_t size = 0;
-    if (linetable == 0 || !memory.read(linetable + abi.object.bytes_size, &size, sizeof(size))) {
-        return false;
-    }
-    Bytes bytes(memory, linetable + abi.object.bytes_data, size);
+    Bytes bytes(memory, abi.object, linetable);
     std::int64_t computed = first_line;
     std::int64_t known = first_line;  // some code has no line: show the last one that had
     std::int32_t covered = 0;

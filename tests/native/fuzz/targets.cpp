@@ -149,9 +149,9 @@ struct Workspace {
     Profile* profile = nullptr;
     std::uint32_t rounds = 0;
 
-    void begin(bool watched) {
+    void begin() {
         Profile* fresh = Profile::create(1);
-        require(fresh != nullptr && codes.begin(fresh, watched), "no memory");
+        require(fresh != nullptr && codes.begin(fresh, &dead_codes()), "no memory");
         profile_free(profile);
         profile = fresh;
     }
@@ -163,7 +163,7 @@ void fuzz_snapshot(const std::uint8_t* data, std::size_t size) {
     if (size < 2) return;
     static auto* work = new Workspace;
     work->abi = make_abi(layout_of(data[0]));
-    if (work->rounds++ % 2048 == 0) work->begin((work->rounds & 4096) != 0);
+    if (work->rounds++ % 2048 == 0) work->begin();
     TapeMemory tape(data + 1, size - 1, some_link());
     work->memory.now = &tape;
     work->slot.tid.store(42);
@@ -177,11 +177,9 @@ void fuzz_snapshot(const std::uint8_t* data, std::size_t size) {
         if (result == SnapshotResult::ok) {
             require(work->chain.count != 0, "a chain without frames");
             require(cache.label.state != LabelState::unknown, "an unknown label is not a proof");
-            work->codes.commit();
             work->codes.intern_stack();
-        } else {
-            work->codes.rollback();
         }
+        work->codes.rollback();
         if (cache.label.state == LabelState::linked) {
             require(cache.label.serial == some_link()->serial.load(), "another link");
         }

@@ -54,7 +54,7 @@ namespace chunk_at {
 inline constexpr std::uint32_t previous = 0, size = 8, top = 16, data = 24;
 }
 namespace code_at {
-inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, name = 40, qualname = 48,
+inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, qualname = 48,
                                linetable = 56, size = 64;
 }
 namespace context_at {
@@ -107,14 +107,12 @@ inline ProflinkAbi make_abi(Layout layout) {
     abi.code.units = code_at::units;
     abi.code.first_line = code_at::first_line;
     abi.code.filename = code_at::filename;
-    abi.code.name = code_at::name;
     abi.code.qualname = code_at::qualname;
     abi.code.linetable = code_at::linetable;
     abi.code.first_instruction = layout == Layout::py313 ? 0 : -1;
     // str and bytes as in CPython 3.12.
     abi.object.object_type = kTypeAt;
     abi.object.unicode_length = 16;
-    abi.object.unicode_hash = 24;
     abi.object.unicode_state = 32;
     abi.object.unicode_kind_shift = 2;
     abi.object.unicode_compact_shift = 5;
