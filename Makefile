@@ -106,7 +106,7 @@ lint-python: $(done)/lint-tools
 # stubtest compares the stubs with the modules as built.
 lint-types: $(done)/built $(done)/test-tools $(done)/lint-tools
 	$(py) -m mypy
-	$(py) -m mypy.stubtest otel_proflink._linker otel_proflink._sampler \
+	$(py) -m mypy.stubtest otel_proflink._linker otel_proflink._sampler otel_proflink._awaits \
 	    --mypy-config-file pyproject.toml --allowlist scripts/stubtest-allowlist.txt
 
 lint-cython: $(done)/lint-tools

@@ -8,6 +8,9 @@ cdef extern from "link.hpp" namespace "otel_proflink" nogil:
     cdef cppclass LinkSerial "std::atomic<std::uint64_t>":
         uint64_t load()
 
+    cdef cppclass LinkFlagByte "std::atomic<std::uint8_t>":
+        uint8_t load()
+
     cdef cppclass LinkRecord:
         LinkSerial serial
         uint8_t trace_id[16]
@@ -16,10 +19,19 @@ cdef extern from "link.hpp" namespace "otel_proflink" nogil:
         uint8_t trace_flags
         uint8_t span_type
         uint8_t flags
+        LinkFlagByte sampled
+        uint32_t name
+
+    cdef cppclass LinkTotals:
+        uint64_t samples
+        uint64_t cpu_ns
+        uint64_t wall_ns
+        uint64_t gil_wait_ns
 
     cdef uint8_t kLinkRemote
     LinkRecord* link_new(const uint8_t*, const uint8_t*, const uint8_t*, uint8_t, uint8_t,
-                         uint8_t) noexcept
+                         uint8_t, const LinkRecord*) noexcept
+    bint link_totals(const LinkRecord*, LinkTotals*, LinkTotals*) noexcept
     void link_free(LinkRecord*) noexcept
     uint64_t link_live() noexcept
     uint8_t span_type_intern(const char*, uint32_t) noexcept
@@ -44,6 +56,9 @@ cdef extern from "attach.hpp" namespace "otel_proflink":
 cdef extern from "context_key.hpp" namespace "otel_proflink" nogil:
     void context_key_publish(void* variable, uint32_t folded_hash, void* value_type,
                              uint32_t record_offset, uint32_t serial_offset) noexcept
+    void context_key_publish_task(void* variable, uint32_t folded_hash, void* value_type,
+                                  uint32_t offset) noexcept
+    void context_key_use_tasks() noexcept
     uint32_t fold_hash(Py_ssize_t) noexcept
 
 
@@ -65,6 +80,11 @@ cdef extern from "context_value.hpp" namespace "otel_proflink":
 
 cdef extern from "trace_id.hpp" namespace "otel_proflink":
     cbool trace_id_bytes(object, uint8_t*) except False
+
+
+cdef class TaskMark:
+    cdef uint64_t number
+    cdef object task  # a weak reference
 
 
 cdef class Link:

@@ -15,11 +15,13 @@ from cpython.contextvars cimport PyContextVar_New, PyContextVar_Reset
 from cpython.dict cimport PyDict_Check, PyDict_DelItem, PyDict_SetItem
 from cpython.object cimport PyObject_Hash
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.string cimport memcmp
 
 import logging
 import sys
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from functools import partial
 
 from opentelemetry.context.context import _RuntimeContext
 
@@ -28,6 +30,17 @@ cdef extern from "Python.h":
     int PyContextVar_Get(object, PyObject*, PyObject**) except -1
     void Py_DECREF(PyObject*)
     Py_ssize_t Py_REFCNT(PyObject*)
+
+cdef extern from *:
+    """
+    #include <atomic>
+    static std::atomic<std::uint32_t> proflink_name_number{0};
+    static std::atomic<std::uint64_t> proflink_task_number{0};
+    static inline std::uint32_t next_name_number() { return ++proflink_name_number; }
+    static inline std::uint64_t next_task_number() { return ++proflink_task_number; }
+    """
+    uint32_t next_name_number() noexcept
+    uint64_t next_task_number() noexcept
 
 LOCAL_ROOT_KEY = "proflink.local_root_span_id"
 SPAN_TYPE_KEY = "proflink.span_type"
@@ -136,7 +149,7 @@ cdef Link _new_link(const uint8_t* trace, uint64_t span_id, uint64_t local_root,
     cdef uint8_t root[8]
     _put_u64(span, span_id)
     _put_u64(root, local_root)
-    return _own(link_new(trace, span, root, trace_flags, span_type, flags))
+    return _own(link_new(trace, span, root, trace_flags, span_type, flags, NULL))
 
 
 cdef inline Link _own(LinkRecord* record):
@@ -154,7 +167,7 @@ cdef Link _child_link(Link parent, uint64_t span_id, uint8_t trace_flags):
     cdef uint8_t span[8]
     _put_u64(span, span_id)
     return _own(link_new(parent.record.trace_id, span, parent.record.local_root_span_id,
-                         trace_flags, parent.record.span_type, 0))
+                         trace_flags, parent.record.span_type, 0, parent.record))
 
 
 cdef uint8_t _intern_type(object text) except? 0:
@@ -411,10 +424,51 @@ def current_link():
     return link
 
 
+# Span names that samples may show, by number; numbers go into link records. A generation at a
+# time, so that names made up by the request cannot fill memory; the generation before stays
+# readable, for spans that are still running and for profiles that are not encoded yet.
+cdef Py_ssize_t _NAMES = 8192
+cdef dict _name_numbers = {}
+cdef dict _name_texts = {}
+cdef dict _older_name_texts = {}
+
+
+cdef uint32_t _intern_name(object name) except? 0:
+    global _name_numbers, _name_texts, _older_name_texts
+    cdef PyObject* found
+    cdef dict numbers = _name_numbers
+    if type(name) is not str:
+        return 0
+    found = PyDict_GetItemWithError(numbers, name)
+    if found is not NULL:
+        return <uint32_t><object>found
+    if len(numbers) >= _NAMES:
+        _older_name_texts = _name_texts
+        _name_texts = {}
+        _name_numbers = numbers = {}
+    number = next_name_number()
+    _name_texts[number] = name
+    numbers[name] = number
+    return <uint32_t>number
+
+
+def span_names():
+    """Numbers in link records to the names of their spans, as they were at span start."""
+    return {**_older_name_texts, **_name_texts}
+
+
 cdef Link _start_link(object span, object parent_context):
+    """The link of a span that starts, with its name."""
+    cdef Link link = _inherit_link(span, parent_context)
+    link.record.name = _intern_name(_attribute(span, "_name", "name"))
+    _cache(span, link)
+    return link
+
+
+cdef Link _inherit_link(object span, object parent_context):
     """The link of a span that starts: local root and type inherited, or its own."""
     cdef Ids ids
-    cdef Link link, parent_link
+    cdef Link parent_link
     _read_ids(_span_context_of(span), &ids)
     if _attribute(span, "_parent", "parent") is not None:
         if parent_context is None:
@@ -425,14 +479,10 @@ cdef Link _start_link(object span, object parent_context):
         else:
             parent_link = _link_for(parent_context)
         if parent_link is not None and _inheritable(parent_link, &ids):
-            link = _child_link(parent_link, ids.span_id, ids.trace_flags)
-            _cache(span, link)
-            return link
+            return _child_link(parent_link, ids.span_id, ids.trace_flags)
     # No parent, or a remote one, or one that nothing is known of: a local root.
-    link = _new_link(ids.trace_id, ids.span_id, ids.span_id, ids.trace_flags,
+    return _new_link(ids.trace_id, ids.span_id, ids.span_id, ids.trace_flags,
                      _type_of(span), 0)
-    _cache(span, link)
-    return link
 
 
 cdef object _active_context():
@@ -459,8 +509,45 @@ cdef uint8_t _type_of(object span) except? 0:
     return _intern_type(_span_type_of(kind, attributes))
 
 
+cdef bint _enriching = True
+
+
+def enrich_spans(bint enabled):
+    """Whether ended spans get what was sampled of them as attributes."""
+    global _enriching
+    _enriching = enabled
+
+
+cdef object _enrich(object span, Link link):
+    cdef LinkTotals own, below
+    cdef dict values = {}
+    if not link_totals(link.record, &own, &below):
+        return None
+    if own.samples != 0:
+        values["proflink.samples"] = own.samples
+        values["proflink.cpu_ns"] = own.cpu_ns
+        values["proflink.wall_ns"] = own.wall_ns
+        values["proflink.gil_wait_ns"] = own.gil_wait_ns
+    if below.samples != 0:
+        values["proflink.total.samples"] = below.samples
+        values["proflink.total.cpu_ns"] = below.cpu_ns
+        values["proflink.total.wall_ns"] = below.wall_ns
+        values["proflink.total.gil_wait_ns"] = below.gil_wait_ns
+    if span.is_recording():
+        span.set_attributes(values)
+        return None
+    # The specification lets OnEnding change the span; the SDK (1.45) has it immutable by then.
+    attributes = span._attributes
+    entries = attributes._dict
+    limit = attributes.maxlen
+    # Never at the price of one of the application's own attributes.
+    if limit is None or len(entries) + len(values) <= limit:
+        entries.update(values)
+    return None
+
+
 cdef class SpanHooks:
-    """The native half of the span processor: links at start. Never raises."""
+    """The native half of the span processor: links at start, totals at end. Never raises."""
 
     def on_start(self, span, parent_context=None):
         """Links `span`; see `opentelemetry.sdk.trace.SpanProcessor.on_start`."""
@@ -470,7 +557,14 @@ cdef class SpanHooks:
             _logger.debug("span not linked", exc_info=True)
 
     def _on_ending(self, span):
-        pass
+        """Give `span` what was sampled of it, before it becomes read-only."""
+        cdef Link link
+        try:
+            link = _cached(span)
+            if link is not None and link.record.sampled.load() != 0 and _enriching:
+                _enrich(span, link)
+        except Exception:
+            _logger.debug("span not enriched", exc_info=True)
 
 
 cdef class RuntimeContext:
@@ -578,6 +672,97 @@ cdef class RuntimeContext:
 _RuntimeContext.register(RuntimeContext)
 
 
+# Tasks that handed work over, or were seen to wait: a number for samples, a name for profiles.
+# Generations, as for span names.
+cdef Py_ssize_t _TASKS = 4096
+cdef dict _task_marks = {}  # id(task) -> its mark
+cdef dict _task_texts = {}
+cdef dict _older_task_texts = {}
+cdef object _task_variable = PyContextVar_New("otel_proflink_task", NULL)
+
+
+@cython.final
+cdef class TaskMark:
+    """What a context carries of the asyncio task that the work in it came from."""
+
+
+cdef TaskMark _mark_of(object task):
+    global _task_marks, _task_texts, _older_task_texts
+    cdef PyObject* found = PyDict_GetItemWithError(_task_marks, id(task))
+    cdef TaskMark mark
+    if found is not NULL:
+        mark = <TaskMark>found
+        if mark.task() is task:
+            return mark
+    if len(_task_marks) >= _TASKS:
+        _older_task_texts = _task_texts
+        _task_texts = {}
+        _task_marks = {}
+    mark = TaskMark.__new__(TaskMark)
+    mark.task = PyWeakref_NewRef(task, None)
+    mark.number = next_task_number()
+    _task_texts[mark.number] = (task.get_name(), id(task))
+    _task_marks[id(task)] = mark
+    context_key_use_tasks()
+    return mark
+
+
+def task_number(task):
+    """The number that samples of an asyncio task, or of work that came from it, carry."""
+    return _mark_of(task).number
+
+
+def tasks():
+    """Numbers in samples to (name, id) of their tasks."""
+    return {**_older_task_texts, **_task_texts}
+
+
+cdef TaskMark _current_task_mark():
+    """The mark of the asyncio task that runs in this thread, None when there is none."""
+    events = sys.modules.get("asyncio.events")
+    if events is None:
+        return None
+    try:
+        loop = events._get_running_loop()
+        if loop is None:
+            return None
+        task = sys.modules["asyncio.tasks"].current_task(loop)
+        return None if task is None else _mark_of(task)
+    except Exception:
+        _logger.debug("work goes on without its task's name", exc_info=True)
+        return None
+
+
+@cython.final
+cdef class _TaskCall:
+    """A function that runs, in whatever context, as work of a task."""
+
+    cdef object function
+    cdef TaskMark task
+
+    def __call__(self, *args, **kwargs):
+        token = attach_value(_task_variable, self.task)
+        try:
+            return self.function(*args, **kwargs)
+        finally:
+            detach_token(_task_variable, token)
+
+
+cdef object _inside_its_context(object function, TaskMark mark):
+    """`partial(context.run, f, ...)`, as `asyncio.to_thread` submits it, with `f` marked too.
+
+    What is set around `context.run` is not seen within it.
+    """
+    cdef _TaskCall call
+    run = function.func
+    if not function.args or type(getattr(run, "__self__", None)) is not Context:
+        return function
+    call = _TaskCall.__new__(_TaskCall)
+    call.function = function.args[0]
+    call.task = mark
+    return partial(run, call, *function.args[1:], **function.keywords)
+
+
 cdef class PropagatedCall:
     """A submitted function with the context that it is to run under.
 
@@ -588,6 +773,7 @@ cdef class PropagatedCall:
 
     cdef object function
     cdef readonly object context
+    cdef TaskMark task
 
     def __init__(self, function, context):
         self.function = function
@@ -596,7 +782,10 @@ cdef class PropagatedCall:
     def __call__(self, *args, **kwargs):
         token = None
         module = None
+        task_token = None
         try:
+            if self.task is not None:
+                task_token = attach_value(_task_variable, self.task)
             module = sys.modules["opentelemetry.context"]
             token = module.attach(_unpack(self))
         except Exception:
@@ -606,6 +795,8 @@ cdef class PropagatedCall:
         finally:
             if token is not None:
                 module.detach(token)
+            if task_token is not None:
+                detach_token(_task_variable, task_token)
 
 
 def propagated(function):
@@ -625,6 +816,9 @@ def propagated(function):
     call = PropagatedCall.__new__(PropagatedCall)
     call.function = function
     call.context = context
+    call.task = _current_task_mark()
+    if call.task is not None and type(function) is partial:
+        call.function = _inside_its_context(function, call.task)
     return call
 
 
@@ -685,6 +879,18 @@ def call_linked(Link link not None, function):
         detach_token(_variable, token)
 
 
+def link_in(context):
+    """The link that a `contextvars.Context` carries, None when there is none."""
+    cdef Link link = None
+    cdef PyObject* found
+    value = context.get(_variable)
+    if value is not None and context_value_check(<PyObject*>value):
+        found = (<ContextValue*><PyObject*>value).link
+        if found is not NULL:
+            link = <Link>found
+    return link
+
+
 def live_links():
     """Links alive in this process."""
     return link_live()
@@ -697,3 +903,10 @@ for _known in ("web", "worker", "rpc", "db", "messaging", "client", "internal"):
 context_value_ready()
 context_key_publish(<void*>_variable, fold_hash(PyObject_Hash(_variable)), context_value_type(),
                     context_value_record_offset(), context_value_serial_offset())
+
+cdef TaskMark _any_mark = TaskMark.__new__(TaskMark)
+cdef uint64_t* _number_at = &_any_mark.number
+cdef object _mark_type = TaskMark
+context_key_publish_task(<void*>_task_variable, fold_hash(PyObject_Hash(_task_variable)),
+                         <void*>_mark_type,
+                         <uint32_t>(<uintptr_t>_number_at - <uintptr_t><void*>_any_mark))

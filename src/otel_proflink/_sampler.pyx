@@ -2,10 +2,11 @@
 # cython: language_level=3, freethreading_compatible=True
 """Python's face of the native sampler: start, stop, swap, encode."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pystate cimport PyThreadState, PyThreadState_Get
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from libcpp cimport bool as cbool
@@ -57,18 +58,23 @@ cdef extern from "wire.hpp" namespace "otel_proflink" nogil:
         size_t size()
 
 cdef extern from "pprof.hpp" namespace "otel_proflink" nogil:
-    cdef cppclass Endpoint:
-        uint64_t local_root_span_id
+    cdef cppclass Name:
+        uint64_t id
         const char* text
         uint32_t size
+        uint64_t number
 
-    cdef cppclass ThreadName:
-        int64_t tid
-        const char* text
-        uint32_t size
+    cdef cppclass Names:
+        const Name* items
+        size_t count
 
-    cbool encode_pprof(const Profile&, const Endpoint*, size_t, const ThreadName*, size_t,
-                       Buffer*) noexcept
+    cdef cppclass Vocabulary:
+        Names endpoints
+        Names threads
+        Names spans
+        Names tasks
+
+    cbool encode_pprof(const Profile&, const Vocabulary&, Buffer*) noexcept
 
 cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
     cdef struct SamplerStats:
@@ -84,7 +90,7 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
         uint64_t sampler_cpu_ns
         uint64_t state_guesses
 
-    const char* sampler_start(const ProflinkAbi&, uint64_t) noexcept
+    const char* sampler_start(const ProflinkAbi&, uint64_t, cbool) noexcept
     void sampler_stop() noexcept
     cbool sampler_running() noexcept
     void sampler_ignore(int32_t, cbool) noexcept
@@ -180,11 +186,12 @@ def self_test():
     _checked = True
 
 
-def start(rate_hz):
+def start(rate_hz, cbool awaits=False):
     """Starts sampling. Does nothing when the sampler runs already.
 
     Args:
         rate_hz: ticks a second.
+        awaits: whether profiles have the sample type of waiting tasks (`await`).
 
     Raises:
         SamplerError: the self-test failed, memory cannot be read, or no thread could be made.
@@ -195,7 +202,7 @@ def start(rate_hz):
     if sampler_running():
         return
     code_watch_begin()
-    reason = sampler_start(_abi, period)
+    reason = sampler_start(_abi, period, awaits)
     if reason is not NULL:
         code_watch_end()
         raise SamplerError((<bytes>reason).decode())
@@ -215,12 +222,16 @@ def running():
 
 def ignore_thread(native_id):
     """Leaves a thread out of all profiles; at most 16 of them."""
-    sampler_ignore(native_id, True)
+    cdef int32_t tid = native_id
+    with nogil:
+        sampler_ignore(tid, True)
 
 
 def unignore_thread(native_id):
     """Undoes `ignore_thread`."""
-    sampler_ignore(native_id, False)
+    cdef int32_t tid = native_id
+    with nogil:
+        sampler_ignore(tid, False)
 
 
 def fill():
@@ -302,47 +313,66 @@ cdef class Capture:
         cdef uint32_t i
         return [self.checked().threads[i].tid for i in range(self.checked().threads.size())]
 
-    def encode_pprof(self, *, endpoints, thread_names):
+    def encode_pprof(self, *, endpoints, thread_names, span_names=None, tasks=None):
         """The profile in pprof's format, uncompressed. Encoded without the GIL.
 
         Args:
             endpoints: local root span id to endpoint.
             thread_names: native thread id to name.
+            span_names: number in a link to the span's name; default: no such label.
+            tasks: number of a task to (name, id); default: no such labels.
 
         Raises:
             MemoryError: out of memory.
         """
-        cdef size_t endpoint_count = len(endpoints)
-        cdef size_t name_count = len(thread_names)
-        cdef Endpoint* native_endpoints = <Endpoint*>malloc(
-            sizeof(Endpoint) * (endpoint_count + 1))
-        cdef ThreadName* native_names = <ThreadName*>malloc(sizeof(ThreadName) * (name_count + 1))
+        cdef _NameList roots = _NameList(endpoints)
+        cdef _NameList threads = _NameList(thread_names)
+        cdef _NameList spans = _NameList(span_names or {})
+        cdef _NameList task_list = _NameList(tasks or {})
+        cdef Vocabulary vocabulary
         cdef Buffer* out = new Buffer()
-        cdef Py_ssize_t size = 0
-        cdef size_t i
         cdef cbool done
         cdef Profile* profile = self.checked()
+        vocabulary.endpoints = roots.names
+        vocabulary.threads = threads.names
+        vocabulary.spans = spans.names
+        vocabulary.tasks = task_list.names
         try:
-            if native_endpoints is NULL or native_names is NULL:
-                raise MemoryError
-            # Both lists keep the strings alive while the encoder reads them.
-            endpoint_items = sorted(endpoints.items())
-            name_items = sorted(thread_names.items())
-            for i in range(endpoint_count):
-                native_endpoints[i].local_root_span_id = endpoint_items[i][0]
-                native_endpoints[i].text = PyUnicode_AsUTF8AndSize(endpoint_items[i][1], &size)
-                native_endpoints[i].size = <uint32_t>size
-            for i in range(name_count):
-                native_names[i].tid = name_items[i][0]
-                native_names[i].text = PyUnicode_AsUTF8AndSize(name_items[i][1], &size)
-                native_names[i].size = <uint32_t>size
             with nogil:
-                done = encode_pprof(profile[0], native_endpoints, endpoint_count,
-                                    native_names, name_count, out)
+                done = encode_pprof(profile[0], vocabulary, out)
             if not done:
                 raise MemoryError("out of memory while encoding a profile")
             return PyBytes_FromStringAndSize(<const char*>out.data(), out.size())
         finally:
-            free(native_endpoints)
-            free(native_names)
             del out
+
+
+@cython.final
+cdef class _NameList:
+    """Names as the encoder takes them; keeps their text alive."""
+
+    cdef Names names
+    cdef Name* items
+    cdef list texts
+
+    def __cinit__(self, mapping):
+        cdef Py_ssize_t size = 0
+        cdef size_t i = 0
+        cdef size_t count = len(mapping)
+        self.texts = sorted(mapping.items())
+        self.items = <Name*>malloc(sizeof(Name) * (count + 1))
+        if self.items is NULL:
+            raise MemoryError
+        for number, text in self.texts:
+            self.items[i].id = number
+            self.items[i].number = 0
+            if type(text) is tuple:
+                text, self.items[i].number = text
+            self.items[i].text = PyUnicode_AsUTF8AndSize(text, &size)
+            self.items[i].size = <uint32_t>size
+            i += 1
+        self.names.items = self.items
+        self.names.count = count
+
+    def __dealloc__(self):
+        free(self.items)

@@ -25,6 +25,9 @@ OUTPUT_MAX_BYTES: Final = "OTEL_PROFLINK_OUTPUT_MAX_BYTES"
 OUTPUT_MAX_AGE: Final = "OTEL_PROFLINK_OUTPUT_MAX_AGE"
 FLUSH_ON_SIGTERM: Final = "OTEL_PROFLINK_FLUSH_ON_SIGTERM"
 ENDPOINT_COLLECTION: Final = "OTEL_PROFLINK_ENDPOINT_COLLECTION"
+SPAN_NAMES: Final = "OTEL_PROFLINK_SPAN_NAMES"
+SPAN_ATTRIBUTES: Final = "OTEL_PROFLINK_SPAN_ATTRIBUTES"
+AWAIT_RATE: Final = "OTEL_PROFLINK_AWAIT_RATE"
 START: Final = "OTEL_PROFLINK_START"
 
 EXPORTERS: Final[tuple[ExporterName, ...]] = ("file", "pprof", "none")
@@ -32,6 +35,8 @@ START_MODES: Final[tuple[StartMode, ...]] = ("auto", "now", "first_span")
 
 MIN_SAMPLE_RATE: Final = 1.0
 MAX_SAMPLE_RATE: Final = 10_000.0
+# Reading tasks takes the GIL, some 5 us each.
+MAX_AWAIT_RATE: Final = 100.0
 # A shorter interval would spend more on encoding than on sampling; a day is a slip of the units.
 MIN_EXPORT_INTERVAL_MS: Final = 100
 MAX_EXPORT_INTERVAL_MS: Final = 24 * 60 * 60 * 1000
@@ -78,6 +83,10 @@ class Config:
         flush_on_sigterm: write what was sampled when SIGTERM arrives, then do what would have
             been done without us.
         endpoint_collection: add the ``endpoint`` label to samples.
+        span_names: add the ``span_name`` label to samples: the active span's name at its start.
+        span_attributes: give ended spans what was sampled of them, as ``proflink.*`` attributes.
+        await_rate_hz: looks per second at asyncio tasks that wait, 0 to 100; 0 = none, and profiles
+            without the sample type ``await``.
         start: ``now``; ``first_span``: at the first span of this process; ``auto``: ``first_span``
             in a process that only supervises forked workers, else ``now``.
 
@@ -94,6 +103,9 @@ class Config:
     output_max_age_s: int = 7 * 24 * 60 * 60
     flush_on_sigterm: bool = False
     endpoint_collection: bool = True
+    span_names: bool = True
+    span_attributes: bool = True
+    await_rate_hz: float = 10.0
     start: StartMode = "auto"
 
     def __post_init__(self) -> None:
@@ -104,6 +116,8 @@ class Config:
         # `not low <= x <= high` also refuses NaN.
         if not MIN_SAMPLE_RATE <= self.sample_rate_hz <= MAX_SAMPLE_RATE:
             raise ConfigError(SAMPLE_RATE, self.sample_rate_hz, _RATE_RANGE)
+        if not 0 <= self.await_rate_hz <= MAX_AWAIT_RATE:
+            raise ConfigError(AWAIT_RATE, self.await_rate_hz, _AWAIT_RANGE)
         if not MIN_EXPORT_INTERVAL_MS <= self.export_interval_ms <= MAX_EXPORT_INTERVAL_MS:
             raise ConfigError(EXPORT_INTERVAL, self.export_interval_ms, _INTERVAL_RANGE)
         if self.output_max_bytes < 0:
@@ -128,7 +142,7 @@ class Config:
         return cls(
             exporter=_get(env, EXPORTER, default.exporter, _choice(EXPORTERS)),
             output_dir=_get(env, OUTPUT_DIR, default.output_dir, _text),
-            sample_rate_hz=_get(env, SAMPLE_RATE, default.sample_rate_hz, _rate),
+            sample_rate_hz=_get(env, SAMPLE_RATE, default.sample_rate_hz, _number(_RATE_RANGE)),
             export_interval_ms=_get(
                 env, EXPORT_INTERVAL, default.export_interval_ms, _whole(_INTERVAL_RANGE)
             ),
@@ -142,11 +156,15 @@ class Config:
             endpoint_collection=_get(
                 env, ENDPOINT_COLLECTION, default.endpoint_collection, _boolean
             ),
+            span_names=_get(env, SPAN_NAMES, default.span_names, _boolean),
+            span_attributes=_get(env, SPAN_ATTRIBUTES, default.span_attributes, _boolean),
+            await_rate_hz=_get(env, AWAIT_RATE, default.await_rate_hz, _number(_AWAIT_RANGE)),
             start=_get(env, START, default.start, _choice(START_MODES)),
         )
 
 
 _RATE_RANGE: Final = "a number of samples per second from 1 to 10000"
+_AWAIT_RANGE: Final = "a number of looks per second from 0 (off) to 100"
 _INTERVAL_RANGE: Final = "a whole number of milliseconds from 100 to 86400000"
 _BYTES_RANGE: Final = "a whole number of bytes, 0 for no limit"
 _AGE_RANGE: Final = "a whole number of seconds, 0 for no limit"
@@ -173,11 +191,14 @@ def _boolean(variable: str, text: str) -> bool:
     raise ConfigError(variable, text, "true or false")
 
 
-def _rate(variable: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(variable, text, _RATE_RANGE) from None
+def _number(allowed: str) -> _Parser[float]:
+    def parse(variable: str, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise ConfigError(variable, text, allowed) from None
+
+    return parse
 
 
 def _whole(allowed: str) -> _Parser[int]:

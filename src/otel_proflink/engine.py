@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
+from . import _linker
+from .awaits import AwaitSampler
 from .config import Config
 from .endpoints import EndpointTable
 from .exporters import Batch, Exporter, ExportError, create_exporter
@@ -71,6 +73,23 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
+class _Names:
+    """What a capture's numbers stand for. Taken with the capture: they may be forgotten later."""
+
+    threads: Mapping[int, str]
+    spans: Mapping[int, str]
+    tasks: Mapping[int, tuple[str, int]]
+
+    def encode(self, capture: Capture, endpoints: Mapping[int, str]) -> bytes:
+        return capture.encode_pprof(
+            endpoints=endpoints,
+            thread_names=self.threads,
+            span_names=self.spans,
+            tasks=self.tasks,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Unfinished:
     """A capture already exported, with local roots whose endpoint was not known then."""
 
@@ -78,7 +97,7 @@ class _Unfinished:
     capture: Capture
     endpoints: dict[int, str]
     missing: set[int]
-    thread_names: Mapping[int, str]
+    names: _Names
 
 
 class Engine:
@@ -92,6 +111,7 @@ class Engine:
         self._exporter: Exporter = create_exporter(config, start_unix_s=int(time.time()))
         self._endpoints = EndpointTable() if config.endpoint_collection else None
         self._thread_names = ThreadNames()
+        self._awaits = AwaitSampler(config.await_rate_hz, sampler)
         self._requests: SimpleQueue[_Request] = _new_queue()
         self._thread: NativeThread | None = None
         self._sequence = 0
@@ -118,7 +138,7 @@ class Engine:
             Exception: the sampler's `SamplerError` when it refuses, or what starting a thread may
                 raise; nothing runs then.
         """
-        self._sampler.start(self.config.sample_rate_hz)
+        self._sampler.start(self.config.sample_rate_hz, self.config.await_rate_hz > 0)
         self._thread_names.install()
         wants_endpoints = self._endpoints is not None and self._exporter.wants_profiles
         if self._exporter.wants_spans or wants_endpoints:
@@ -133,6 +153,7 @@ class Engine:
             self._end()
             raise
         self._thread = thread
+        self._awaits.start()
 
     def flush(self, timeout_s: float) -> bool:
         """Export what there is.
@@ -157,6 +178,7 @@ class Engine:
         return succeeded
 
     def _end(self) -> None:
+        self._awaits.stop()
         self._sampler.stop()
         self._thread_names.uninstall()
         self._inbox.close()
@@ -212,6 +234,8 @@ class Engine:
             stopping = any(request.stop for request in requests)
             wake = _WAKE_S
             succeeded = False
+            if not stopping:
+                self._awaits.start()
             try:
                 if requests or time.monotonic() >= next_flush or self._is_filling():
                     next_flush = time.monotonic() + interval
@@ -299,13 +323,13 @@ class Engine:
         return succeeded
 
     def _queue_batch(self, capture: Capture | None) -> None:
-        names = self._thread_names.take()
+        names = self._take_names()
         profile: bytes | None = None
         if capture is not None and capture.sample_count and self._exporter.wants_profiles:
             roots = capture.local_roots() if self._endpoints is not None else {}
             wanted = {root for root, span_type in roots.items() if span_type in ENDPOINT_TYPES}
             known = self._endpoints.find(wanted) if self._endpoints is not None else {}
-            profile = capture.encode_pprof(endpoints=known, thread_names=names)
+            profile = names.encode(capture, known)
             missing = wanted.difference(known)
             if missing:
                 self._unfinished = _Unfinished(self._sequence, capture, known, missing, names)
@@ -323,6 +347,13 @@ class Engine:
             self._pending.popleft()
             self._counters["exports_dropped"] += 1
 
+    def _take_names(self) -> _Names:
+        return _Names(
+            threads=self._thread_names.take(),
+            spans=_linker.span_names() if self.config.span_names else {},
+            tasks=_linker.tasks(),
+        )
+
     def _finish_previous(self) -> None:
         """Late fix-up: add endpoints that have become known to the capture before this one.
 
@@ -335,9 +366,7 @@ class Engine:
         found = self._endpoints.find(unfinished.missing)
         if not found:
             return
-        profile = unfinished.capture.encode_pprof(
-            endpoints={**unfinished.endpoints, **found}, thread_names=unfinished.thread_names
-        )
+        profile = unfinished.names.encode(unfinished.capture, {**unfinished.endpoints, **found})
         for index, waiting in enumerate(self._pending):
             if waiting.sequence == unfinished.sequence:
                 self._pending[index] = Batch(

@@ -18,7 +18,12 @@ class Capture(Protocol):
         """Local root span id -> span type, of the links in it."""
 
     def encode_pprof(
-        self, *, endpoints: Mapping[int, str], thread_names: Mapping[int, str]
+        self,
+        *,
+        endpoints: Mapping[int, str],
+        thread_names: Mapping[int, str],
+        span_names: Mapping[int, str] | None = None,
+        tasks: Mapping[int, tuple[str, int]] | None = None,
     ) -> bytes:
         """An uncompressed pprof ``Profile`` message."""
 
@@ -30,7 +35,7 @@ class Sampler(Protocol):
     def SamplerError(self) -> type[Exception]:  # noqa: N802 - the name in the native module
         """Raised by `start`, with the reason in plain words."""
 
-    def start(self, rate_hz: float) -> None:
+    def start(self, rate_hz: float, awaits: bool = False) -> None:
         """Begin to sample."""
 
     def stop(self) -> None:

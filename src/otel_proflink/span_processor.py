@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.sdk.trace import SpanProcessor
 
 from . import lifecycle, runtime_context
-from ._linker import SpanHooks
+from ._linker import SpanHooks, enrich_spans
 from .profiler import Profiler, waits_for_first_span
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class ProflinkSpanProcessor(SpanHooks, SpanProcessor):
             self._use("on_start", _ignore_start)
             return
         runtime_context.install()
+        if config is not None:
+            enrich_spans(config.span_attributes)
         if config is None:
             return  # a bad setting, logged: links are made, nothing is sampled
         # A subclass that does something of its own at span end calls `on_end` below.

@@ -84,6 +84,65 @@ class ContextRead : public testing::Test {
     LabelSource source;
 };
 
+// --- The task that handed work over
+
+class TaskRead : public ContextRead {
+  protected:
+    static constexpr std::uintptr_t kTaskVariable = 0x7700, kTaskType = 0x8800;
+    static constexpr std::uint32_t kTaskHash = kVariableHash + 1;  // the next place of the node
+    static constexpr std::uint32_t kTaskBit = 1u << (kTaskHash & 31u);
+
+    TaskRead() {
+        key.task = {kTaskVariable, kTaskHash, kTaskType};
+        key.task_offset = 16;
+        key.tasks = true;
+    }
+    std::uintptr_t mark(std::uint64_t number, std::uintptr_t type = kTaskType) {
+        const std::uintptr_t at = memory.allocate(24);
+        memory.put(at + kTypeAt, type);
+        memory.put(at + 16, number);
+        return at;
+    }
+    std::uintptr_t both(std::uintptr_t task_mark) {
+        return bitmap(kBit | kTaskBit, {{kVariable, value()}, {kTaskVariable, task_mark}});
+    }
+};
+
+TEST_F(TaskRead, BesideTheLink) {
+    const std::uintptr_t at = mark(4711);
+    const Label label = read(both(at));
+    expect_linked(label);
+    EXPECT_EQ(label.task, 4711u);
+    EXPECT_EQ(source.task.pair[1], at) << "to be read again";
+}
+
+TEST_F(TaskRead, OfWorkWithoutASpan) {
+    const std::uintptr_t empty = memory.allocate(48);
+    memory.put(empty + kTypeAt, kValueType);
+    const Label label =
+        read(bitmap(kBit | kTaskBit, {{kVariable, empty}, {kTaskVariable, mark(5)}}));
+    EXPECT_EQ(label.state, LabelState::none);
+    EXPECT_EQ(label.task, 5u);
+}
+
+TEST_F(TaskRead, NoneIsOrdinary) {
+    const Label label = read(bitmap(kBit, {{kVariable, value()}}));
+    expect_linked(label);
+    EXPECT_EQ(label.task, 0u);
+}
+
+TEST_F(TaskRead, NotLookedUpBeforeThereAreTasks) {
+    key.tasks = false;
+    const Label label = read(both(mark(4711)));
+    expect_linked(label);
+    EXPECT_EQ(label.task, 0u);
+}
+
+TEST_F(TaskRead, SomethingElseUnderTheKeyIsNoProof) {
+    EXPECT_EQ(read(both(mark(1, kValueType))).state, LabelState::unknown);
+    EXPECT_EQ(read(both(memory.end())).state, LabelState::unknown);
+}
+
 TEST_F(ContextRead, NoContextYet) {
     EXPECT_EQ(read_label(memory, abi, key, 0, 0, &source).state, LabelState::none);
     EXPECT_EQ(memory.calls, 0u);

@@ -50,6 +50,96 @@ std::uintptr_t address_of(const LinkRecord* record) {
     return reinterpret_cast<std::uintptr_t>(record);
 }
 
+// --- Totals
+
+class LinkTotalsTest : public testing::Test {
+  protected:
+    ~LinkTotalsTest() override {
+        for (LinkRecord* record : records) link_free(record);
+    }
+    LinkRecord* keep(LinkRecord* record) {
+        records.push_back(record);
+        return record;
+    }
+    LinkRecord* root() {
+        const Ids ids = ids_of(1);
+        return keep(link_new(ids.trace, ids.span, ids.span, 0, 0, 0));
+    }
+    LinkRecord* child(const LinkRecord* parent) {
+        const Ids ids = ids_of(++seed);
+        return keep(link_new(ids.trace, ids.span, parent->local_root_span_id, 0, 0, 0, parent));
+    }
+    static LinkData data_of(const LinkRecord* record) {
+        LinkData data{};
+        EXPECT_TRUE(link_read(address_of(record), record->serial.load(), &data));
+        return data;
+    }
+
+    std::vector<LinkRecord*> records;
+    std::uint32_t seed = 1;
+    LinkTotals own, below;
+};
+
+TEST_F(LinkTotalsTest, NothingUntilASample) {
+    LinkRecord* a = root();
+    EXPECT_FALSE(link_totals(a, &own, &below));
+    EXPECT_EQ(a->sampled.load(), 0);
+}
+
+TEST_F(LinkTotalsTest, OwnAndLocalRoot) {
+    LinkRecord* a = root();
+    LinkRecord* b = child(a);
+    LinkRecord* c = child(b);
+    link_account(data_of(a), {1, 2, 3, 4});
+    link_account(data_of(c), {10, 20, 30, 40});
+    link_account(data_of(c), {100, 200, 300, 400});
+    ASSERT_TRUE(link_totals(a, &own, &below));
+    EXPECT_EQ(own.samples, 1u);
+    EXPECT_EQ(below.samples, 111u);
+    EXPECT_EQ(below.cpu_ns, 222u);
+    EXPECT_EQ(below.wall_ns, 333u);
+    EXPECT_EQ(below.gil_wait_ns, 444u);
+    EXPECT_FALSE(link_totals(b, &own, &below));
+    ASSERT_TRUE(link_totals(c, &own, &below));
+    EXPECT_EQ(own.cpu_ns, 220u);
+    EXPECT_EQ(below.samples, 0u) << "not a local root";
+}
+
+TEST_F(LinkTotalsTest, ALateSampleIsNobodyElses) {
+    LinkRecord* a = root();
+    const LinkData late = data_of(a);
+    link_account(late, {5, 5, 5, 5});
+    link_free(a);
+    records.clear();
+    LinkRecord* b = root();
+    ASSERT_EQ(b, a) << "the test is about a record that is used again";
+    EXPECT_FALSE(link_totals(b, &own, &below));
+    link_account(late, {5, 5, 5, 5});
+    EXPECT_FALSE(link_totals(b, &own, &below));
+    link_account(data_of(b), {1, 0, 0, 0});
+    ASSERT_TRUE(link_totals(b, &own, &below));
+    EXPECT_EQ(own.samples, 1u);
+}
+
+TEST_F(LinkTotalsTest, ARootThatEndedFirst) {
+    LinkRecord* a = root();
+    LinkRecord* b = child(a);
+    link_free(a);
+    records.erase(records.begin());
+    LinkRecord* other = root();
+    ASSERT_EQ(other, a);
+    link_account(data_of(b), {1, 1, 1, 1});
+    EXPECT_FALSE(link_totals(other, &own, &below)) << "the totals of another trace";
+    EXPECT_TRUE(link_totals(b, &own, &below));
+}
+
+TEST_F(LinkTotalsTest, ARootOfAnotherProcess) {
+    LinkRecord* a = keep(make(9));
+    link_account(data_of(a), {1, 1, 1, 1});
+    ASSERT_TRUE(link_totals(a, &own, &below));
+    EXPECT_EQ(below.samples, 0u);
+}
+
 TEST(Link, ReadsBackWhatWasWritten) {
     LinkRecord* record = make(7);
     ASSERT_NE(record, nullptr);

@@ -49,6 +49,10 @@ constexpr std::string_view kHead[] = {
     "blocked",
     "link",
     "unknown",
+    "await",
+    "span_name",
+    "task_name",
+    "task_id",
 };
 
 // The string table's fixed beginning and the three sample types.
@@ -74,11 +78,18 @@ class Pprof : public testing::Test {
         return profile->string(text.data(), static_cast<std::uint32_t>(text.size()));
     }
 
-    std::string encode(const std::vector<Endpoint>& endpoints = {},
-                       const std::vector<ThreadName>& names = {}) {
+    struct Texts {
+        std::vector<Name> endpoints, threads, spans, tasks;
+    };
+
+    static Names list(const std::vector<Name>& names) { return {names.data(), names.size()}; }
+
+    std::string encode(const Texts& texts = {}) {
         Buffer buffer;
-        EXPECT_TRUE(encode_pprof(*profile, endpoints.data(), endpoints.size(), names.data(),
-                                 names.size(), &buffer));
+        EXPECT_TRUE(encode_pprof(
+            *profile,
+            {list(texts.endpoints), list(texts.threads), list(texts.spans), list(texts.tasks)},
+            &buffer));
         return {reinterpret_cast<const char*>(buffer.data()), buffer.size()};
     }
 
@@ -108,12 +119,12 @@ TEST_F(Pprof, OneSample) {
 
     // Entry 1 of the functions and locations is the stand-in for full tables: ids are entry + 1.
     std::string want = head();
-    want += nested(6, "inner");  // 19
-    want += nested(6, "a.py");   // 20
-    want += nested(5, bytes({0x08, 2, 0x10, 19, 0x20, 20, 0x28, 7}));
+    want += nested(6, "inner");  // 23
+    want += nested(6, "a.py");   // 24
+    want += nested(5, bytes({0x08, 2, 0x10, 23, 0x20, 24, 0x28, 7}));
     want += nested(4, bytes({0x08, 2, 0x22, 4, 0x08, 2, 0x10, 8}));
-    want += nested(6, "outer");  // 21
-    want += nested(5, bytes({0x08, 3, 0x10, 21, 0x20, 20, 0x28, 3}));
+    want += nested(6, "outer");  // 25
+    want += nested(5, bytes({0x08, 3, 0x10, 25, 0x20, 24, 0x28, 3}));
     want += nested(4, bytes({0x08, 3, 0x22, 5, 0x08, 3, 0x10, 0xac, 0x02}));
     want += nested(2, bytes({0x0a, 2, 2,    3,                // location ids
                              0x12, 4, 2,    10, 0xc8, 0x01,   // count, scaled CPU, wall
@@ -131,30 +142,61 @@ TEST_F(Pprof, LinkedSampleWithEveryLabel) {
     link.span_id[7] = 0xcd;
     link.local_root_span_id[6] = 0x01;
     link.span_type = span_type_intern("web", 3);
+    link.name = 5;
     const std::uint32_t thread = profile->thread(1, 9);
     const std::uint32_t id = profile->sample(profile->stack(&place, 1), profile->link(link), thread,
-                                             ThreadState::gil_wait);
+                                             ThreadState::gil_wait, 6);
     profile->samples[id].count = 1;
 
     std::string want = head();
-    want += nested(6, "f");  // 19
-    want += nested(5, bytes({0x08, 2, 0x10, 19}));
+    want += nested(6, "f");  // 23
+    want += nested(5, bytes({0x08, 2, 0x10, 23}));
     want += nested(4, bytes({0x08, 2, 0x22, 2, 0x08, 2}));
-    want += nested(6, "ab000000000000000000000000000001");  // 20
-    want += nested(6, "00000000000000cd");                  // 21
-    want += nested(6, "0000000000000100");                  // 22
-    want += nested(6, "web");                               // 23
-    want += nested(6, "/route");                            // 24
-    want += nested(6, "worker");                            // 25
-    want +=
-        nested(2, bytes({0x0a, 1,  2,    0x12, 3,    1,  0,    0,  0x1a, 4,  0x08, 6,  0x10, 20,
-                         0x1a, 4,  0x08, 7,    0x10, 21, 0x1a, 4,  0x08, 8,  0x10, 22, 0x1a, 4,
-                         0x08, 9,  0x10, 23,   0x1a, 4,  0x08, 10, 0x10, 24, 0x1a, 4,  0x08, 11,
-                         0x10, 25, 0x1a, 4,    0x08, 13, 0x18, 9,  0x1a, 4,  0x08, 12, 0x10, 15}));
+    want += nested(6, "ab000000000000000000000000000001");  // 24
+    want += nested(6, "00000000000000cd");                  // 25
+    want += nested(6, "0000000000000100");                  // 26
+    want += nested(6, "web");                               // 27
+    want += nested(6, "/route");                            // 28
+    want += nested(6, "GET");                               // 29
+    want += nested(6, "worker");                            // 30
+    want += nested(6, "Task-7");                            // 31
+    std::string sample = bytes({0x0a, 1, 2, 0x12, 3, 1, 0, 0});
+    const int labels[][2] = {{6, 24}, {7, 25}, {8, 26}, {9, 27}, {10, 28}, {20, 29}, {11, 30}};
+    for (const auto& label : labels) {
+        sample += nested(3, bytes({0x08, label[0], 0x10, label[1]}));
+    }
+    sample += nested(3, bytes({0x08, 13, 0x18, 9}));   // thread_id
+    sample += nested(3, bytes({0x08, 12, 0x10, 15}));  // thread_state: gil_wait
+    sample += nested(3, bytes({0x08, 21, 0x10, 31}));  // task_name
+    sample += nested(3, bytes({0x08, 22, 0x18, 77}));  // task_id
+    want += nested(2, sample);
     want += tail("", "");
-    EXPECT_EQ(encode({{1, "/other", 6}, {0x100, "/route", 6}, {0x200, "/third", 6}},
-                     {{8, "another", 7}, {9, "worker", 6}}),
+    EXPECT_EQ(encode({{{1, "/other", 6, 0}, {0x100, "/route", 6, 0}, {0x200, "/third", 6, 0}},
+                      {{8, "another", 7, 0}, {9, "worker", 6, 0}},
+                      {{5, "GET", 3, 0}},
+                      {{6, "Task-7", 6, 77}}}),
               want);
+}
+
+TEST_F(Pprof, TasksThatWaitAreOnNoThread) {
+    profile->awaits = true;
+    const std::uint32_t place = profile->location(profile->function(string("f"), 0, 0), 0);
+    const std::uint32_t id =
+        profile->sample(profile->stack(&place, 1), kNoEntry, kNoEntry, ThreadState::blocked, 6);
+    profile->samples[id].await_ns = 99;
+    const std::string out = encode();
+    EXPECT_NE(out.find(nested(1, bytes({0x08, 19, 0x10, 5}))), std::string::npos)
+        << "await/nanoseconds";
+    EXPECT_NE(out.find(nested(2, bytes({0x0a, 1, 2, 0x12, 4, 0, 0, 0, 99}))), std::string::npos);
+}
+
+TEST_F(Pprof, AThreadThatIsLeftOut) {
+    const std::uint32_t thread = profile->thread(1, 9);
+    const std::uint32_t id =
+        profile->sample(profile->marker_stack("[x]"), kNoEntry, thread, ThreadState::running);
+    profile->samples[id].count = 1;
+    profile->threads[thread].left_out = true;
+    EXPECT_EQ(encode(), head() + tail("", ""));
 }
 
 TEST_F(Pprof, UnknownLinkSaysSo) {

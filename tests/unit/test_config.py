@@ -21,6 +21,10 @@ GOOD = [
     ("OTEL_PROFLINK_OUTPUT_MAX_AGE", "3600", "output_max_age_s", 3600),
     ("OTEL_PROFLINK_FLUSH_ON_SIGTERM", "True", "flush_on_sigterm", True),
     ("OTEL_PROFLINK_ENDPOINT_COLLECTION", "0", "endpoint_collection", False),
+    ("OTEL_PROFLINK_SPAN_NAMES", "off", "span_names", False),
+    ("OTEL_PROFLINK_SPAN_ATTRIBUTES", "no", "span_attributes", False),
+    ("OTEL_PROFLINK_AWAIT_RATE", "0", "await_rate_hz", 0.0),
+    ("OTEL_PROFLINK_AWAIT_RATE", "2.5", "await_rate_hz", 2.5),
     ("OTEL_PROFLINK_START", "first_span", "start", "first_span"),
     ("OTEL_PROFLINK_ENABLED", "no", "enabled", False),
     ("OTEL_SDK_DISABLED", "TRUE", "enabled", False),
@@ -45,6 +49,11 @@ BAD = [
     ("OTEL_PROFLINK_OUTPUT_MAX_AGE", "7d", "seconds"),
     ("OTEL_PROFLINK_FLUSH_ON_SIGTERM", "2", "true or false"),
     ("OTEL_PROFLINK_ENDPOINT_COLLECTION", "maybe", "true or false"),
+    ("OTEL_PROFLINK_SPAN_NAMES", "some", "true or false"),
+    ("OTEL_PROFLINK_SPAN_ATTRIBUTES", "2", "true or false"),
+    ("OTEL_PROFLINK_AWAIT_RATE", "often", "from 0 (off) to 100"),
+    ("OTEL_PROFLINK_AWAIT_RATE", "101", "from 0 (off) to 100"),
+    ("OTEL_PROFLINK_AWAIT_RATE", "-1", "from 0 (off) to 100"),
     ("OTEL_PROFLINK_START", "later", "auto or now or first_span"),
 ]
 

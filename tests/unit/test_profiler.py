@@ -63,7 +63,12 @@ class FakeCapture:
         return self.roots
 
     def encode_pprof(
-        self, *, endpoints: Mapping[int, str], thread_names: Mapping[int, str]
+        self,
+        *,
+        endpoints: Mapping[int, str],
+        thread_names: Mapping[int, str],
+        span_names: Mapping[int, str] | None = None,
+        tasks: Mapping[int, tuple[str, int]] | None = None,
     ) -> bytes:
         return json.dumps(
             {"endpoints": sorted(endpoints.values()), "threads": sorted(thread_names.values())}
@@ -85,7 +90,7 @@ class FakeSampler:
         self.captures: list[weakref.ref[FakeCapture]] = []
         self._running = False
 
-    def start(self, rate_hz: float) -> None:
+    def start(self, rate_hz: float, awaits: bool = False) -> None:
         if self.refusal is not None:
             raise FakeSamplerError(self.refusal)
         self.calls.append(f"start {rate_hz:g}")
@@ -1056,6 +1061,7 @@ def test_a_fork_that_python_was_not_told_of(
     running = Profiler().start()
     one = lifecycle._process.engine
     assert one is not None
+    assert running.flush(5)  # its thread, which a real child would not have, has begun
     one.pid -= 1  # as if the engine had been made by the parent
     assert running.flush(5)
     assert lifecycle._process.engine is not one

@@ -58,7 +58,7 @@ Find find_in_bitmap(Memory& memory, const ProflinkAbi& abi, std::uintptr_t addre
 }
 
 Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t node,
-                       std::uintptr_t variable, LabelSource* source) noexcept {
+                       std::uintptr_t variable, PairSource* source) noexcept {
     std::uint64_t size = 0;
     if (!memory.read(node + abi.context.collision_size, &size, sizeof(size))) return Find::failed;
     if (size % 2 != 0 || size > 2 * kMaxCollisions) return Find::failed;
@@ -75,8 +75,8 @@ Find find_in_collision(Memory& memory, const ProflinkAbi& abi, std::uintptr_t no
 }
 
 // The value under `key` in the HAMT whose root node is `node`.
-Find find(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::uintptr_t node,
-          LabelSource* source) noexcept {
+Find find(Memory& memory, const ProflinkAbi& abi, const VariableKey& key, std::uintptr_t node,
+          PairSource* source) noexcept {
     std::uint32_t shift = 0;
     for (int depth = 0; depth < kMaxDepth; ++depth, shift += 5) {
         Node head;
@@ -119,6 +119,30 @@ bool root_of(Memory& memory, const ProflinkAbi& abi, std::uintptr_t variables,
            *root != 0;
 }
 
+// Of a label that is proven or not as a whole. Without a task is an ordinary case.
+void read_task(Memory& memory, const ProflinkAbi& abi, const ContextKey& key, std::uintptr_t root,
+               LabelSource* source, Label* label) noexcept {
+    switch (find(memory, abi, key.task, root, &source->task)) {
+        case Find::failed:
+            label->state = LabelState::unknown;
+            return;
+        case Find::absent:
+            return;
+        case Find::found:
+            break;
+    }
+    const std::uintptr_t value = source->task.pair[1];
+    std::uintptr_t type = 0;
+    const ReadRequest requests[] = {
+        {value + abi.object.object_type, &type, sizeof(type)},
+        {value + key.task_offset, &label->task, sizeof(label->task)},
+    };
+    if (!memory.read(requests, 2) || type != key.task.value_type) {
+        label->task = 0;
+        label->state = LabelState::unknown;
+    }
+}
+
 }  // namespace
 
 Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
@@ -154,6 +178,9 @@ Label read_label(Memory& memory, const ProflinkAbi& abi, const ContextKey& key,
     } else if (link_read(record, serial, &label.link)) {
         label.state = LabelState::linked;
         label.serial = serial;
+    }
+    if (label.state != LabelState::unknown && __atomic_load_n(&key.tasks, __ATOMIC_ACQUIRE)) {
+        read_task(memory, abi, key, root, source, &label);
     }
     return label;
 }

@@ -20,15 +20,25 @@ struct Label {
     LabelState state = LabelState::unknown;
     std::uint64_t serial = 0;  // of the link record
     LinkData link{};
+    std::uint64_t task = 0;  // number of the task that handed this work over, 0 = none
 };
 
-// The pair of the HAMT that a label was read from.
-struct LabelSource {
+// A pair of the HAMT that was read.
+struct PairSource {
     std::uintptr_t address = 0;  // 0: there was none
     std::uintptr_t pair[2] = {};
 
-    bool same(const LabelSource& other) const noexcept {
+    bool same(const PairSource& other) const noexcept {
         return pair[0] == other.pair[0] && pair[1] == other.pair[1];
+    }
+};
+
+// What a label was read from.
+struct LabelSource : PairSource {
+    PairSource task;
+
+    bool same(const LabelSource& other) const noexcept {
+        return PairSource::same(other) && task.same(other.task);
     }
 };
 

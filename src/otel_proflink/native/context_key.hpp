@@ -11,12 +11,20 @@
 
 namespace otel_proflink {
 
-struct ContextKey {
-    std::uintptr_t variable = 0;      // the ContextVar; immortal for the process
-    std::uint32_t folded_hash = 0;    // its hash as CPython's HAMT folds it
-    std::uintptr_t value_type = 0;    // type of our values; anything else under the key is not ours
+// Where a ContextVar of ours is in the HAMT of a context.
+struct VariableKey {
+    std::uintptr_t variable = 0;    // the ContextVar; immortal for the process
+    std::uint32_t folded_hash = 0;  // its hash as CPython's HAMT folds it
+    std::uintptr_t value_type = 0;  // type of our values; anything else under the key is not ours
+};
+
+struct ContextKey : VariableKey {
     std::uint32_t record_offset = 0;  // in the value: address of the link record, 0 = no span
     std::uint32_t serial_offset = 0;  // in the value: serial of that record
+    // The task that handed this work over. Only looked up once a task has.
+    VariableKey task{};
+    std::uint32_t task_offset = 0;  // in the value: the task's number
+    bool tasks = false;
 };
 
 // CPython folds a 64-bit hash to the HAMT's 32 bits (Python/hamt.c).
@@ -30,6 +38,10 @@ inline std::uint32_t fold_hash(std::ptrdiff_t hash) noexcept {
 PROFLINK_EXPORT void context_key_publish(void* variable, std::uint32_t folded_hash,
                                          void* value_type, std::uint32_t record_offset,
                                          std::uint32_t serial_offset) noexcept;
+PROFLINK_EXPORT void context_key_publish_task(void* variable, std::uint32_t folded_hash,
+                                              void* value_type, std::uint32_t offset) noexcept;
+// From now on there are values under the task's variable.
+PROFLINK_EXPORT void context_key_use_tasks() noexcept;
 PROFLINK_EXPORT const ContextKey& context_key() noexcept;
 
 }  // namespace otel_proflink

@@ -27,10 +27,17 @@ struct alignas(64) LinkRecord {
     std::uint8_t trace_flags;
     std::uint8_t span_type;  // index into the span type table, 0 = none
     std::uint8_t flags;      // LinkFlag
-    std::uint8_t reserved[5];
-    std::uint32_t next_free;  // index of the next free record, while this one is free
+    // 1: samples were booked on this record. May come late from its last owner: only a hint that
+    // there is something to look up.
+    std::atomic<std::uint8_t> sampled;
+    std::uint32_t name;         // number of the span's name, 0 = none; whose, only the linker knows
+    std::uint32_t root;         // index of the local root's record, kNoRecord: none in this process
+    std::uint32_t next_free;    // index of the next free record, while this one is free
+    std::uint64_t root_serial;  // of the local root's record
 };
 static_assert(sizeof(LinkRecord) == 64);
+
+inline constexpr std::uint32_t kNoRecord = 0xffffffffu;
 
 // What the sampler keeps of a link: a plain copy.
 struct LinkData {
@@ -39,14 +46,30 @@ struct LinkData {
     std::uint8_t local_root_span_id[8];
     std::uint8_t trace_flags;
     std::uint8_t span_type;
+    std::uint32_t name;
+    // Where its totals are kept, and those of its local root.
+    std::uint32_t record;
+    std::uint32_t root;
+    std::uint64_t serial;
+    std::uint64_t root_serial;
 };
 
-// Takes a record from the slab, fills it and gives it a new serial. Lock-free; any thread.
+// What was sampled of one span.
+struct LinkTotals {
+    std::uint64_t samples = 0;
+    std::uint64_t cpu_ns = 0;
+    std::uint64_t wall_ns = 0;
+    std::uint64_t gil_wait_ns = 0;
+};
+
+// Takes a record from the slab, fills it and gives it a new serial. Lock-free; any thread. It is
+// its own local root, in this process, where `parent` is nullptr and its span is that of its root.
 // Returns nullptr when memory or the slab's limit (kMaxLinks) is exhausted.
 PROFLINK_EXPORT LinkRecord* link_new(const std::uint8_t trace_id[16], const std::uint8_t span_id[8],
                                      const std::uint8_t local_root_span_id[8],
                                      std::uint8_t trace_flags, std::uint8_t span_type,
-                                     std::uint8_t flags) noexcept;
+                                     std::uint8_t flags,
+                                     const LinkRecord* parent = nullptr) noexcept;
 
 // Gives a record back. Its serial becomes 0 first, so that a late reader sees that it is gone.
 PROFLINK_EXPORT void link_free(LinkRecord* record) noexcept;
@@ -55,6 +78,15 @@ PROFLINK_EXPORT void link_free(LinkRecord* record) noexcept;
 // address: nothing outside the slab is dereferenced.
 PROFLINK_EXPORT bool link_read(std::uintptr_t address, std::uint64_t serial,
                                LinkData* out) noexcept;
+
+// Adds to the totals of a span and of its local root, as far as their records still live. For one
+// thread only: the sampler's.
+void link_account(const LinkData& link, const LinkTotals& share) noexcept;
+
+// What was booked on a record so far: on its own span, and on all spans of which it is the local
+// root, itself included. False: nothing. Any thread, while the record lives; waits for nobody.
+PROFLINK_EXPORT bool link_totals(const LinkRecord* record, LinkTotals* own,
+                                 LinkTotals* below) noexcept;
 
 // Live records, for statistics.
 PROFLINK_EXPORT std::uint64_t link_live() noexcept;

@@ -48,6 +48,10 @@ enum Word : std::uint32_t {
     kBlocked,
     kLink,
     kUnknown,
+    kAwait,
+    kSpanName,
+    kTaskName,
+    kTaskId,
     kWords
 };
 constexpr const char* kWordTexts[kWords] = {"",
@@ -68,7 +72,11 @@ constexpr const char* kWordTexts[kWords] = {"",
                                             "gil_wait",
                                             "blocked",
                                             "link",
-                                            "unknown"};
+                                            "unknown",
+                                            "await",
+                                            "span_name",
+                                            "task_name",
+                                            "task_id"};
 
 template <typename T>
 class Zeroed {
@@ -99,35 +107,56 @@ std::uint64_t big_endian(const std::uint8_t* bytes) noexcept {
     return value;
 }
 
+// Names by number, each written as a string when a sample first shows it.
+class NameTable {
+  public:
+    explicit NameTable(const Names& names) noexcept : names_(names), strings_(names.count) {}
+    bool ok() const noexcept { return strings_.ok(); }
+
+    // nullptr: not known.
+    const Name* find(std::uint64_t id, std::uint32_t** string) noexcept {
+        const Name* end = names_.items + names_.count;
+        const Name* found = std::lower_bound(
+            names_.items, end, id,
+            [](const Name& name, std::uint64_t wanted) { return name.id < wanted; });
+        if (found == end || found->id != id) return nullptr;
+        *string = &strings_[static_cast<std::size_t>(found - names_.items)];
+        return found;
+    }
+
+  private:
+    Names names_;
+    Zeroed<std::uint32_t> strings_;
+};
+
 // Strings, functions and locations are written when a sample first refers to them, so nothing
 // that was interned but never proven leaves the process.
 class Encoder {
   public:
-    Encoder(const Profile& profile, const Endpoint* endpoints, std::size_t endpoint_count,
-            const ThreadName* names, std::size_t name_count, Buffer* out) noexcept
+    Encoder(const Profile& profile, const Vocabulary& vocabulary, Buffer* out) noexcept
         : profile_(profile),
-          endpoints_(endpoints),
-          endpoint_count_(endpoint_count),
-          names_(names),
-          name_count_(name_count),
+          endpoints_(vocabulary.endpoints),
+          thread_names_(vocabulary.threads),
+          span_names_(vocabulary.spans),
+          task_names_(vocabulary.tasks),
           out_(*out),
           strings_(profile.strings.size()),
           functions_(profile.functions.size()),
           locations_(profile.locations.size()),
           links_(profile.links.size()),
-          types_(256),
-          thread_names_(profile.threads.size()),
-          endpoint_strings_(endpoint_count) {}
+          types_(256) {}
 
     bool run() noexcept {
         if (!strings_.ok() || !functions_.ok() || !locations_.ok() || !links_.ok() ||
-            !types_.ok() || !thread_names_.ok() || !endpoint_strings_.ok()) {
+            !types_.ok() || !endpoints_.ok() || !thread_names_.ok() || !span_names_.ok() ||
+            !task_names_.ok()) {
             return false;
         }
         for (const char* word : kWordTexts) add_string(word, std::strlen(word));
         value_type(kSampleType, kSamples, kCount);
         value_type(kSampleType, kCpu, kNanoseconds);
         value_type(kSampleType, kWall, kNanoseconds);
+        if (profile_.awaits) value_type(kSampleType, kAwait, kNanoseconds);
         for (std::uint32_t i = 0; i < profile_.samples.size(); ++i) sample(profile_.samples[i]);
         out_.field(kTimeNanos, profile_.start_unix_ns);
         out_.field(kDurationNanos, profile_.duration_ns);
@@ -201,6 +230,22 @@ class Encoder {
         sample_.field(kLabel, inner_);
     }
 
+    void number_label(Word key, std::uint64_t number) noexcept {
+        inner_.clear();
+        inner_.field(kKey, key);
+        inner_.field(kNum, number);
+        sample_.field(kLabel, inner_);
+    }
+
+    const Name* name_label(Word key, NameTable& names, std::uint64_t id) noexcept {
+        std::uint32_t* text = nullptr;
+        const Name* found = names.find(id, &text);
+        if (found == nullptr) return nullptr;
+        if (*text == 0 && found->size != 0) *text = add_string(found->text, found->size);
+        label(key, *text);
+        return found;
+    }
+
     struct LinkStrings {
         std::uint32_t trace_id, span_id, local_root;
     };
@@ -227,36 +272,27 @@ class Encoder {
             }
             label(kSpanType, types_[link.span_type]);
         }
-        const std::uint64_t root = big_endian(link.local_root_span_id);
-        const Endpoint* end = endpoints_ + endpoint_count_;
-        const Endpoint* found = std::lower_bound(
-            endpoints_, end, root,
-            [](const Endpoint& e, std::uint64_t id_) { return e.local_root_span_id < id_; });
-        if (found != end && found->local_root_span_id == root) {
-            std::uint32_t& text = endpoint_strings_[static_cast<std::size_t>(found - endpoints_)];
-            if (text == 0) text = add_string(found->text, found->size);
-            label(kEndpoint, text);
-        }
+        name_label(kEndpoint, endpoints_, big_endian(link.local_root_span_id));
+        if (link.name != 0) name_label(kSpanName, span_names_, link.name);
     }
 
-    void thread_labels(std::uint32_t id) noexcept {
-        const ProfiledThread& thread = profile_.threads[id];
-        const ThreadName* end = names_ + name_count_;
-        const ThreadName* found =
-            std::lower_bound(names_, end, thread.tid,
-                             [](const ThreadName& n, std::int64_t tid) { return n.tid < tid; });
-        if (found != end && found->tid == thread.tid) {
-            if (thread_names_[id] == 0) thread_names_[id] = add_string(found->text, found->size);
-            label(kThreadName, thread_names_[id]);
+    void thread_labels(const Sample& sample) noexcept {
+        const ProfiledThread& thread = profile_.threads[sample.thread];
+        name_label(kThreadName, thread_names_, static_cast<std::uint64_t>(thread.tid));
+        number_label(kThreadId, static_cast<std::uint64_t>(thread.tid));
+        constexpr Word states[] = {kRunning, kGilWait, kBlocked};
+        label(kThreadState, states[static_cast<int>(sample.state)]);
+    }
+
+    void task_labels(std::uint64_t task) noexcept {
+        if (const Name* found = name_label(kTaskName, task_names_, task)) {
+            number_label(kTaskId, found->number);
         }
-        inner_.clear();
-        inner_.field(kKey, kThreadId);
-        inner_.field(kNum, static_cast<std::uint64_t>(thread.tid));
-        sample_.field(kLabel, inner_);
     }
 
     // A thread's on-CPU samples share what its CPU clock says it burnt.
     std::uint64_t scaled_cpu(const Sample& sample) const noexcept {
+        if (sample.cpu_ns == 0) return 0;
         const ProfiledThread& thread = profile_.threads[sample.thread];
         if (thread.cpu_sampled_ns == 0) return 0;
         return static_cast<std::uint64_t>(static_cast<long double>(sample.cpu_ns) *
@@ -266,7 +302,8 @@ class Encoder {
     }
 
     void sample(const Sample& sample) noexcept {
-        if (sample.count == 0 && sample.wall_ns == 0) return;
+        if (sample.count == 0 && sample.wall_ns == 0 && sample.await_ns == 0) return;
+        if (sample.thread != kNoEntry && profile_.threads[sample.thread].left_out) return;
         const Stack& stack = profile_.stacks[sample.stack];
         packed_.clear();
         for (std::uint32_t i = 0; i < stack.count; ++i) {
@@ -278,24 +315,21 @@ class Encoder {
         packed_.varint(sample.count);
         packed_.varint(scaled_cpu(sample));
         packed_.varint(sample.wall_ns);
+        if (profile_.awaits) packed_.varint(sample.await_ns);
         sample_.field(kValue, packed_);
         if (sample.link == kUnknownLink) {
             label(kLink, kUnknown);
         } else if (sample.link != kNoEntry) {
             link_labels(sample.link);
         }
-        thread_labels(sample.thread);
-        constexpr Word states[] = {kRunning, kGilWait, kBlocked};
-        label(kThreadState, states[static_cast<int>(sample.state)]);
+        if (sample.thread != kNoEntry) thread_labels(sample);
+        if (sample.task != 0) task_labels(sample.task);
         if (sample_.failed() || packed_.failed() || inner_.failed()) failed_ = true;
         out_.field(kSample, sample_);
     }
 
     const Profile& profile_;
-    const Endpoint* endpoints_;
-    std::size_t endpoint_count_;
-    const ThreadName* names_;
-    std::size_t name_count_;
+    NameTable endpoints_, thread_names_, span_names_, task_names_;
     Buffer& out_;
     Buffer inner_, line_, sample_, packed_;
     bool failed_ = false;
@@ -305,15 +339,12 @@ class Encoder {
     Zeroed<bool> locations_;
     Zeroed<LinkStrings> links_;
     Zeroed<std::uint32_t> types_;
-    Zeroed<std::uint32_t> thread_names_;
-    Zeroed<std::uint32_t> endpoint_strings_;
 };
 
 }  // namespace
 
-bool encode_pprof(const Profile& profile, const Endpoint* endpoints, std::size_t endpoint_count,
-                  const ThreadName* names, std::size_t name_count, Buffer* out) noexcept {
-    Encoder encoder(profile, endpoints, endpoint_count, names, name_count, out);
+bool encode_pprof(const Profile& profile, const Vocabulary& vocabulary, Buffer* out) noexcept {
+    Encoder encoder(profile, vocabulary, out);
     return encoder.run();
 }
 

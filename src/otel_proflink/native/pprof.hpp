@@ -14,15 +14,30 @@ struct Endpoint {
     std::uint32_t size;
 };
 
-struct ThreadName {
-    std::int64_t tid;
+// The text that a number stands for.
+struct Name {
+    std::uint64_t id;
     const char* text;
     std::uint32_t size;
+    std::uint64_t number;  // of a task: what the application knows it by
 };
 
-// `endpoints` and `names` are sorted by id. False when memory ran out.
-PROFLINK_EXPORT bool encode_pprof(const Profile& profile, const Endpoint* endpoints,
-                                  std::size_t endpoint_count, const ThreadName* names,
-                                  std::size_t name_count, Buffer* out) noexcept;
+// Sorted by id.
+struct Names {
+    const Name* items = nullptr;
+    std::size_t count = 0;
+};
+
+// What only Python knows.
+struct Vocabulary {
+    Names endpoints;  // by local root span id
+    Names threads;    // by native thread id
+    Names spans;      // by the number in the link
+    Names tasks;      // by the number in the sample
+};
+
+// False when memory ran out.
+PROFLINK_EXPORT bool encode_pprof(const Profile& profile, const Vocabulary& vocabulary,
+                                  Buffer* out) noexcept;
 
 }  // namespace otel_proflink

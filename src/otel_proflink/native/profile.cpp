@@ -155,19 +155,20 @@ std::uint32_t Profile::link(const LinkData& link) noexcept {
 }
 
 std::uint32_t Profile::thread(std::uint64_t id, std::int32_t tid) noexcept {
-    const ProfiledThread item{id, tid, 0, 0};
+    const ProfiledThread item{id, tid, 0, 0, false};
     return intern(thread_index_, threads, pair(id, static_cast<std::uint32_t>(tid)), item,
                   [&](std::uint32_t i) { return threads[i].id == id && threads[i].tid == tid; });
 }
 
 std::uint32_t Profile::sample(std::uint32_t stack, std::uint32_t link, std::uint32_t thread,
-                              ThreadState state) noexcept {
-    const Sample item{stack, link, thread, state, 0, 0, 0};
+                              ThreadState state, std::uint64_t task) noexcept {
+    const Sample item{stack, link, thread, state, task, 0, 0, 0, 0};
     const std::uint64_t hash =
-        pair(pair(stack, link), pair(thread, static_cast<std::uint64_t>(state)));
+        pair(pair(stack, link), pair(thread, task << 2 ^ static_cast<std::uint64_t>(state)));
     return intern(sample_index_, samples, hash, item, [&](std::uint32_t i) {
         const Sample& s = samples[i];
-        return s.stack == stack && s.link == link && s.thread == thread && s.state == state;
+        return s.stack == stack && s.link == link && s.thread == thread && s.state == state &&
+               s.task == task;
     });
 }
 

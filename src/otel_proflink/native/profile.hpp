@@ -39,16 +39,19 @@ struct ProfiledThread {
     std::int32_t tid;
     std::uint64_t cpu_clock_ns;    // what its CPU clock says it burnt
     std::uint64_t cpu_sampled_ns;  // what its on-CPU samples stand for, before scaling
+    bool left_out;                 // sampled before it could be said that it is none of them
 };
 
 struct Sample {
     std::uint32_t stack;
-    std::uint32_t link;  // kNoEntry: no span; kUnknownLink: not proven
-    std::uint32_t thread;
+    std::uint32_t link;    // kNoEntry: no span; kUnknownLink: not proven
+    std::uint32_t thread;  // kNoEntry: a task that waits, on no thread
     ThreadState state;
+    std::uint64_t task;  // number of the task that waits, or that handed the work over; 0 = none
     std::uint64_t count;
     std::uint64_t cpu_ns;  // to be scaled by the thread's clock / sampled ratio
     std::uint64_t wall_ns;
+    std::uint64_t await_ns;  // apart from the threads' totals
 };
 
 inline constexpr std::uint32_t kUnknownLink = 0xfffffffeu;
@@ -68,7 +71,7 @@ class Profile {
     std::uint32_t thread(std::uint64_t id, std::int32_t tid) noexcept;
     // kNoEntry when full: the observation is dropped and counted.
     std::uint32_t sample(std::uint32_t stack, std::uint32_t link, std::uint32_t thread,
-                         ThreadState state) noexcept;
+                         ThreadState state, std::uint64_t task = 0) noexcept;
 
     // A stack of one frame without file or line, for what is not Python code.
     std::uint32_t marker_stack(const char* name) noexcept;
@@ -79,6 +82,7 @@ class Profile {
     std::uint64_t duration_ns = 0;
     std::uint64_t period_ns = 0;
     std::uint64_t overflows = 0;
+    bool awaits = false;  // tasks that wait are in it, or could be
 
     Table<char> text;
     Table<StringRef> strings;

@@ -31,6 +31,10 @@ constexpr std::uint64_t kMaxBackoff = 16;
 constexpr std::uint32_t kIdlePollsPerTick = 24;
 // State files kept open for busy threads, so that the host's descriptors stay the host's.
 constexpr std::uint32_t kMaxOpenFiles = 24;
+// What a look at a thread still counts for sixteen looks later is a third.
+constexpr double kRecent = 15.0 / 16.0;
+// Coroutines of one waiting task that are kept, from the innermost on.
+constexpr std::uint32_t kMaxAwaitFrames = 128;
 // Ticks are moved by up to this fraction of a period, so that they do not beat with the workload.
 constexpr std::uint64_t kJitterDivisor = 8;
 
@@ -52,10 +56,11 @@ class Sampler {
           codes_(memory_, abi_),
           snapshotter_(memory_, abi_, context_key()) {}
 
-    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept;
+    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept;
     void stop() noexcept;
     bool running() const noexcept { return running_; }
-    void ignore(std::int32_t tid, bool ignored) noexcept { threads_.ignore(tid, ignored); }
+    void ignore(std::int32_t tid, bool ignored) noexcept;
+    void add_awaits(const AwaitSample* samples, std::size_t count) noexcept;
     Profile* swap() noexcept;
     float fill() noexcept;
     SamplerStats stats() noexcept;
@@ -73,6 +78,7 @@ class Sampler {
     void poll(std::uint32_t* index, std::uint64_t now) noexcept;
     bool observe(SampledThread& thread, std::uint64_t now, std::uint64_t cpu_moved) noexcept;
     void credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept;
+    void account(const SampledThread& thread, const LinkTotals& share) noexcept;
     void close_interval(std::uint64_t now) noexcept;
     bool begin_profile(Profile* profile, std::uint64_t now) noexcept;
     std::uint32_t profiled_thread(SampledThread& thread) noexcept;
@@ -95,14 +101,16 @@ class Sampler {
     std::uint64_t period_ns_ = 0;
     std::uint64_t interval_began_ns_ = 0;
     std::uint64_t tick_number_ = 0;
+    bool awaits_ = false;
     std::uint64_t random_ = 0x9e3779b97f4a7c15u;
     SamplerStats stats_{};
 };
 
-const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept {
+const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept {
     if (running_) return nullptr;
     abi_ = abi;
     period_ns_ = period_ns;
+    awaits_ = awaits;
     stopping_.store(0);
     tick_number_ = 0;
     const char* reason = nullptr;
@@ -145,6 +153,20 @@ void Sampler::stop() noexcept {
     threads_.clear();
     running_ = false;
     memory_.close();
+    pthread_mutex_unlock(&mutex_);
+}
+
+void Sampler::ignore(std::int32_t tid, bool ignored) noexcept {
+    pthread_mutex_lock(&mutex_);
+    threads_.ignore(tid, ignored);
+    for (std::uint32_t i = 0; ignored && i < threads_.size(); ++i) {
+        if (threads_[i].key.tid != tid) continue;
+        // A tick was faster than the thread that says that it is one of ours.
+        if (threads_[i].profiled != kNoEntry) {
+            profile_->threads[threads_[i].profiled].left_out = true;
+        }
+        threads_.remove(i--);
+    }
     pthread_mutex_unlock(&mutex_);
 }
 
@@ -257,8 +279,20 @@ std::uint32_t Sampler::profiled_thread(SampledThread& thread) noexcept {
 void Sampler::credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept {
     if (thread.sample == kNoEntry) return;
     Sample& sample = profile_->samples[thread.sample];
+    const std::uint64_t count = (elapsed + period_ns_ / 2) / period_ns_;
     sample.wall_ns += elapsed;
-    sample.count += (elapsed + period_ns_ / 2) / period_ns_;
+    sample.count += count;
+    account(thread, {count, 0, elapsed,
+                     sample.state == ThreadState::gil_wait ? elapsed : std::uint64_t{0}});
+}
+
+// On the span that the thread's last sample shows.
+void Sampler::account(const SampledThread& thread, const LinkTotals& share) noexcept {
+    const std::uint32_t link = profile_->samples[thread.sample].link;
+    if (link == kNoEntry || link == kUnknownLink) return;
+    if (thread.cache.label.state == LabelState::linked) {
+        link_account(thread.cache.label.link, share);
+    }
 }
 
 ThreadState Sampler::state_of(SampledThread& thread) noexcept {
@@ -294,6 +328,7 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
 
     std::uint32_t stack = 0;
     std::uint32_t link = kNoEntry;
+    std::uint64_t task = 0;
     if (result == SnapshotResult::torn) {
         ++stats_.give_ups;
         stack = profile_->marker_stack("[unreadable]");
@@ -301,10 +336,13 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     } else {
         stack = result == SnapshotResult::ok ? codes_.intern_stack()
                                              : profile_->marker_stack("[no Python frame]");
+        task = thread.cache.label.task;
         if (thread.cache.label.state == LabelState::linked) {
             link = profile_->link(thread.cache.label.link);
         }
     }
+    thread.recent_clock_ns = thread.recent_clock_ns * kRecent + static_cast<double>(moved);
+    thread.recent_sampled_ns *= kRecent;
     std::uint64_t elapsed = now - thread.polled_ns;
     if (elapsed > 2 * period_ns_ && thread.sample != kNoEntry) {
         // It was asleep for all but about the last period.
@@ -312,15 +350,21 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
         elapsed = period_ns_;
     }
     if (thread.profiled == kNoEntry) return true;
-    thread.sample = profile_->sample(stack, link, thread.profiled, state);
+    thread.sample = profile_->sample(stack, link, thread.profiled, state, task);
     if (thread.sample == kNoEntry) return true;
     Sample& sample = profile_->samples[thread.sample];
     ++sample.count;
     sample.wall_ns += elapsed;
+    LinkTotals share{1, 0, elapsed, state == ThreadState::gil_wait ? elapsed : std::uint64_t{0}};
     if (state == ThreadState::running && moved != 0) {
         sample.cpu_ns += elapsed;
         profile_->threads[thread.profiled].cpu_sampled_ns += elapsed;
+        // The encoder knows the whole interval; a span may end now.
+        thread.recent_sampled_ns += static_cast<double>(elapsed);
+        share.cpu_ns = static_cast<std::uint64_t>(
+            static_cast<double>(elapsed) * thread.recent_clock_ns / thread.recent_sampled_ns);
     }
+    account(thread, share);
     return true;
 }
 
@@ -353,7 +397,32 @@ void Sampler::close_interval(std::uint64_t now) noexcept {
 bool Sampler::begin_profile(Profile* profile, std::uint64_t now) noexcept {
     interval_began_ns_ = now;
     profile->start_unix_ns = clock_ns(CLOCK_REALTIME);
+    profile->awaits = awaits_;
     return codes_.begin(profile, &dead_codes());
+}
+
+void Sampler::add_awaits(const AwaitSample* samples, std::size_t count) noexcept {
+    pthread_mutex_lock(&mutex_);
+    for (std::size_t i = 0; profile_ != nullptr && i < count; ++i) {
+        const AwaitSample& from = samples[i];
+        std::uint32_t places[kMaxAwaitFrames];
+        std::uint32_t depth = 0;
+        for (; depth < from.count && depth < kMaxAwaitFrames; ++depth) {
+            const AwaitFrame& frame = from.frames[depth];
+            places[depth] = profile_->location(
+                profile_->function(profile_->string(frame.name, frame.name_size),
+                                   profile_->string(frame.file, frame.file_size), frame.first_line),
+                frame.line);
+        }
+        LinkData data{};
+        const bool linked =
+            link_read(reinterpret_cast<std::uintptr_t>(from.record), from.serial, &data);
+        const std::uint32_t entry = profile_->sample(profile_->stack(places, depth),
+                                                     linked ? profile_->link(data) : kNoEntry,
+                                                     kNoEntry, ThreadState::blocked, from.task);
+        if (entry != kNoEntry) profile_->samples[entry].await_ns += from.wait_ns;
+    }
+    pthread_mutex_unlock(&mutex_);
 }
 
 Profile* Sampler::swap() noexcept {
@@ -401,6 +470,7 @@ void Sampler::after_fork_in_child() noexcept {
     memory_.close();
     profile_free(profile_);
     profile_ = nullptr;
+    awaits_ = false;
     stats_ = SamplerStats{};
 }
 
@@ -420,7 +490,7 @@ void on_fork_child() noexcept { instance().after_fork_in_child(); }
 
 }  // namespace
 
-const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept {
+const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept {
     if (!g_created) {
         instance();
         // C-level forks (uWSGI) run no Python hook: this one always runs.
@@ -429,7 +499,7 @@ const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns) noexc
         }
         g_created = true;
     }
-    return instance().start(abi, period_ns);
+    return instance().start(abi, period_ns, awaits);
 }
 
 void sampler_stop() noexcept {
@@ -441,6 +511,10 @@ bool sampler_running() noexcept { return g_created && instance().running(); }
 void sampler_ignore(std::int32_t tid, bool ignored) noexcept { instance().ignore(tid, ignored); }
 
 Profile* sampler_swap() noexcept { return g_created ? instance().swap() : nullptr; }
+
+void sampler_add_awaits(const AwaitSample* samples, std::size_t count) noexcept {
+    if (g_created) instance().add_awaits(samples, count);
+}
 
 float sampler_fill() noexcept { return g_created ? instance().fill() : 0; }
 

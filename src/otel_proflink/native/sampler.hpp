@@ -25,10 +25,32 @@ struct SamplerStats {
 // All of these return nullptr on success, else the reason in plain words.
 
 // Checks that the layout in `abi` holds for this interpreter is the caller's business (self-test).
-PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns) noexcept;
+// `awaits`: the profiles have the sample type of waiting tasks.
+PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
+                                          bool awaits) noexcept;
 PROFLINK_EXPORT void sampler_stop() noexcept;
 PROFLINK_EXPORT bool sampler_running() noexcept;
 PROFLINK_EXPORT void sampler_ignore(std::int32_t tid, bool ignored) noexcept;
+
+// One look at a task that waits: its chain of coroutines, leaf first, and its label.
+struct AwaitFrame {
+    const char* name;
+    std::uint32_t name_size;
+    const char* file;
+    std::uint32_t file_size;
+    std::int32_t first_line;
+    std::int32_t line;
+};
+struct AwaitSample {
+    const AwaitFrame* frames;
+    std::uint32_t count;
+    const LinkRecord* record;  // nullptr: no span
+    std::uint64_t serial;
+    std::uint64_t task;
+    std::uint64_t wait_ns;
+};
+// Books them. Waits for a tick to end: not for application threads.
+PROFLINK_EXPORT void sampler_add_awaits(const AwaitSample* samples, std::size_t count) noexcept;
 
 // Everything since the last swap; the caller owns it. nullptr: never started, or out of memory.
 PROFLINK_EXPORT Profile* sampler_swap() noexcept;

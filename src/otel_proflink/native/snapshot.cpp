@@ -143,12 +143,16 @@ SnapshotResult Snapshotter::attempt(const ThreadKey& thread, ThreadCache* cache,
     unsigned char raw[kMaxHead];
     std::uintptr_t variables_now = variables;
     LabelSource source_now = source;
-    ReadRequest requests[3];
+    ReadRequest requests[4];
     int count = 0;
     // Another variable's set() frees the HAMT, and another thread may get its memory.
     if (also.size != 0) requests[count++] = {variables_at, &variables_now, sizeof(variables)};
     if (source.address != 0) {
         requests[count++] = {source.address, source_now.pair, sizeof(source_now.pair)};
+    }
+    if (source.task.address != 0) {
+        requests[count++] = {source.task.address, source_now.task.pair,
+                             sizeof(source_now.task.pair)};
     }
     requests[count++] = {thread.tstate, raw, abi_.thread.size};
     if (!reader_.recheck(*chain, requests, count)) return SnapshotResult::torn;

@@ -20,6 +20,9 @@ struct SampledThread {
     std::uint32_t idle_polls = 0;
     std::uint32_t sample = kNoEntry;  // what its time is credited to while nothing changes
     std::uint32_t profiled = kNoEntry;
+    // CPU time by its clock and by its on-CPU samples, of about the last sixteen looks at it.
+    double recent_clock_ns = 0;
+    double recent_sampled_ns = 0;
     std::uint64_t cpu_carried_ns = 0;  // burnt in an earlier interval that had no sample for it
     bool fresh = true;                 // to be read even if its clock stands still
 };

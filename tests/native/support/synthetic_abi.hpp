@@ -132,7 +132,7 @@ inline ProflinkAbi make_abi(Layout layout) {
 }
 
 inline ContextKey make_key() {
-    return {kVariable, kVariableHash, kValueType, value_at::record, value_at::serial};
+    return {{kVariable, kVariableHash, kValueType}, value_at::record, value_at::serial};
 }
 
 }  // namespace otel_proflink::test
