@@ -22,6 +22,7 @@ import logging
 import sys
 from contextvars import Context, ContextVar
 from functools import partial
+from weakref import WeakSet
 
 from opentelemetry.context.context import _RuntimeContext
 
@@ -30,6 +31,7 @@ cdef extern from "Python.h":
     int PyContextVar_Get(object, PyObject*, PyObject**) except -1
     void Py_DECREF(PyObject*)
     Py_ssize_t Py_REFCNT(PyObject*)
+    int PY_VERSION_HEX
 
 cdef extern from *:
     """
@@ -457,9 +459,35 @@ def span_names():
     return {**_older_name_texts, **_name_texts}
 
 
+# Event loops in which spans were started. Up to 3.13 nobody needs them: asyncio has one set of all
+# tasks. From 3.14 on, it only tells the tasks of a loop.
+cdef object _loops = WeakSet() if PY_VERSION_HEX >= 0x030E0000 else None
+cdef object _last_loop = None
+
+
+cdef object _note_loop():
+    global _last_loop
+    events = sys.modules.get("asyncio.events")
+    if events is None:
+        return None
+    loop = events._get_running_loop()
+    if loop is None or (_last_loop is not None and _last_loop() is loop):
+        return None
+    _loops.add(loop)
+    _last_loop = PyWeakref_NewRef(loop, None)
+    return None
+
+
+def loops():
+    """The event loops in which spans were started, from Python 3.14 on."""
+    return [] if _loops is None else list(_loops)
+
+
 cdef Link _start_link(object span, object parent_context):
     """The link of a span that starts, with its name."""
     cdef Link link = _inherit_link(span, parent_context)
+    if _loops is not None:
+        _note_loop()
     link.record.name = _intern_name(_attribute(span, "_name", "name"))
     _cache(span, link)
     return link

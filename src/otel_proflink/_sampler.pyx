@@ -14,16 +14,37 @@ from libcpp cimport bool as cbool
 import contextvars
 
 cdef extern from "Python.h":
+    ctypedef struct PyInterpreterState:
+        pass
+
     uint64_t PyThreadState_GetID(PyThreadState*)
+    PyInterpreterState* PyInterpreterState_Main()
+    PyThreadState* PyInterpreterState_ThreadHead(PyInterpreterState*)
+    PyThreadState* PyThreadState_Next(PyThreadState*)
 
 cdef extern from "abi.h":
+    ctypedef struct ProflinkAbiInterpreter:
+        uint32_t threads_next_id
+
+    ctypedef struct ProflinkAbiThread:
+        uint32_t context_ver
+
+    ctypedef struct ProflinkAbiCode:
+        uint32_t size
+        uint32_t units
+
     ctypedef struct ProflinkAbi:
         int supported
         const char* reason
+        uintptr_t interpreter
         uintptr_t bitmap_type
         uintptr_t array_type
+        ProflinkAbiInterpreter interpreter_state
+        ProflinkAbiThread thread
+        ProflinkAbiCode code
 
     void proflink_abi_fill(ProflinkAbi*) noexcept
+    int proflink_abi_shift(ProflinkAbi*, const char*, int) noexcept
 
 cdef extern from "profile.hpp" namespace "otel_proflink" nogil:
     cdef cppclass LinkData:
@@ -108,6 +129,9 @@ cdef extern from "self_observation.hpp" namespace "otel_proflink":
         int32_t line(uint32_t) noexcept
         uint64_t link_serial() noexcept
 
+    cbool layout_plausible(const ProflinkAbi&) noexcept
+    cbool thread_list_is(const ProflinkAbi&, const uintptr_t*, size_t) noexcept
+    uint64_t observed_word(uintptr_t) noexcept
     uintptr_t current_hamt_root_type(const ProflinkAbi&, uintptr_t) noexcept
 
 cdef extern from "code_watcher.hpp" namespace "otel_proflink":
@@ -163,6 +187,38 @@ def root_node_type(context):
     return current_hamt_root_type(_abi, <uintptr_t><void*>context)
 
 
+def threads_agree():
+    """Whether the list of thread states reads as the interpreter gives it."""
+    cdef uintptr_t states[256]
+    cdef size_t count = 0
+    cdef PyThreadState* state = PyInterpreterState_ThreadHead(PyInterpreterState_Main())
+    while state is not NULL and count < 256:
+        states[count] = <uintptr_t>state
+        state = PyThreadState_Next(state)
+        count += 1
+    return state is not NULL or thread_list_is(_abi, states, count)
+
+
+def threads_made():
+    """The interpreter's count of all thread states that it ever made, as it reads."""
+    return observed_word(_abi.interpreter + _abi.interpreter_state.threads_next_id)
+
+
+def context_version():
+    """The calling thread's context version, as it reads."""
+    return observed_word(<uintptr_t>PyThreadState_Get() + _abi.thread.context_ver)
+
+
+def code_header_size():
+    """Bytes of a code object before its instructions, as compiled in."""
+    return _abi.code.size
+
+
+def code_units(code):
+    """A code object's number of code units, as it reads."""
+    return observed_word(<uintptr_t><void*>code + _abi.code.units)
+
+
 def learn_node_types(bitmap, array):
     """Tells the walker the addresses of the two node types that contexts are made of."""
     _abi.bitmap_type = bitmap
@@ -181,9 +237,32 @@ def self_test():
     proflink_abi_fill(&_abi)
     if not _abi.supported:
         raise SamplerError((<bytes>_abi.reason).decode())
+    for field, by in _shifts:
+        proflink_abi_shift(&_abi, field, by)
+    if not layout_plausible(_abi):
+        raise SamplerError("self-test failed: no interpreter has this layout; not sampling")
     from otel_proflink import self_test as checks
     checks.run()
     _checked = True
+
+
+cdef list _shifts = []
+
+
+def shift_layout(str field, int by):
+    """As if the interpreter had one field `by` bytes from where it is; for tests of the self-test.
+
+    Raises:
+        ValueError: the layout has no such field.
+    """
+    global _checked
+    cdef ProflinkAbi probe
+    memset(&probe, 0, sizeof(probe))
+    name = field.encode()
+    if not proflink_abi_shift(&probe, name, 0):
+        raise ValueError(f"no field {field!r}")
+    _shifts.append((name, by))
+    _checked = False
 
 
 def start(rate_hz, cbool awaits=False):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where asyncio tasks wait: a low-rate look at the tasks that wait under a span.
 
-A task that waits is on no thread, so the native sampler cannot see it. Before Python 3.14 the only
-list of tasks is a `WeakSet` of `asyncio`, which takes the GIL to read. Hence a thread of its own,
-in processes that import asyncio, with bounds: `OTEL_PROFLINK_AWAIT_RATE` looks a second (10), at
-most `MOST_TASKS` tasks each, chosen at random; the weights of those make up for the others.
+A task that waits is on no thread, so the native sampler cannot see it. What asyncio offers are a
+`WeakSet` of all tasks and, from Python 3.14 on, the tasks of one loop (of each in which a span was
+started): both take the GIL to read. Hence a thread of its own, in processes that import asyncio,
+with bounds: `OTEL_PROFLINK_AWAIT_RATE` looks a second (10), at most `MOST_TASKS` tasks each, chosen
+at random; the weights of those make up for the others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
+from . import _linker
 from .native_thread import NativeThread, original
 
 if TYPE_CHECKING:
@@ -122,7 +124,11 @@ class AwaitSampler:
 def _all_tasks(module: Any) -> list[Any]:
     """The tasks of all loops. `list` of a set of weak references is one step under the GIL."""
     found: list[Any] = []
-    # One set up to 3.11; from 3.12 on eager tasks are in a plain set of their own.
+    if sys.version_info >= (3, 14):
+        for loop in _linker.loops():
+            found += module.all_tasks(loop)
+        return found
+    # One set up to 3.11; in 3.12 and 3.13 eager tasks are in a plain set of their own.
     for name in ("_all_tasks", "_scheduled_tasks"):
         weak = getattr(module, name, None)
         if weak is not None:

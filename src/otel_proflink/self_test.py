@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar
-from types import FrameType
+from types import CodeType, FrameType
 from typing import TypeVar
 
 from otel_proflink import _linker, _sampler
+from otel_proflink.native_thread import original
 
 Seen = tuple[list[tuple[str, str, int]], int]
 T = TypeVar("T")
@@ -56,11 +57,30 @@ def _through_c_code() -> tuple[Seen, list[tuple[str, str, int]]]:
     return seen[0]
 
 
+def _through_dense_lines() -> tuple[Seen, list[tuple[str, str, int]]]:
+    # So few instructions a line that an instruction read one off is on another line.
+    function = _through_c_code
+    one = 1
+    seen = function()
+    two = one
+    one = two
+    return seen
+
+
 def _check_chain() -> None:
-    (frames, _), expected = _through_c_code()
+    (frames, _), expected = _through_dense_lines()
     for seen, known in zip(frames, expected, strict=False):
-        if seen[0] != known[0] or seen[2] != known[2]:
-            raise _refuse(f"a frame of {known[0]}:{known[2]} was read as {seen[0]}:{seen[2]}")
+        # Other files' names may have been cut, or not be Unicode.
+        if seen[0] != known[0] or seen[2] != known[2] or (known[1] == __file__ != seen[1]):
+            raise _refuse(
+                f"a frame of {known[0]} ({known[1]}:{known[2]}) was read as "
+                f"{seen[0]} ({seen[1]}:{seen[2]})"
+            )
+    if _sampler.code_header_size() != CodeType.__basicsize__:
+        raise _refuse("a code object's instructions are not where they should be")
+    for code in (_check_chain.__code__, _leaf.__code__):
+        if _sampler.code_units(code) != len(code.co_code) // 2:
+            raise _refuse("a code object's length was not found")
     if len(frames) != len(expected) and len(expected) < 1000:
         raise _refuse(f"{len(frames)} frames were read of {len(expected)}")
 
@@ -101,7 +121,42 @@ def _check_contexts() -> None:
             raise _refuse(f"the link in a context of {size} variables was not found")
 
 
+def _check_context_version() -> None:
+    before = _sampler.context_version()
+    within = Context().run(_sampler.context_version)
+    after = _sampler.context_version()
+    # Once on the way in and once on the way out, at least.
+    if not before < within < after < before + 100:
+        raise _refuse("the version of a thread's context was not found")
+
+
+def _check_threads() -> None:
+    # A thread of its own, so that the list has two entries; started below `threading`, which
+    # instrumentation may have wrapped.
+    made = _sampler.threads_made()
+    started, stop = original("_thread", "allocate_lock")(), original("_thread", "allocate_lock")()
+    started.acquire()
+    stop.acquire()
+
+    def wait() -> None:
+        started.release()
+        stop.acquire()
+
+    original("_thread", "start_new_thread")(wait, ())
+    try:
+        started.acquire()
+        # Another thread may start or end right now: once more, then.
+        if not any(_sampler.threads_agree() for _ in range(3)):
+            raise _refuse("the list of threads was not found")
+        if not made < _sampler.threads_made() < made + 1000:
+            raise _refuse("the count of threads was not found")
+    finally:
+        stop.release()
+
+
 def run() -> None:
     """Raises `SamplerError` when this interpreter is not laid out as compiled in."""
     _check_contexts()
+    _check_context_version()
     _check_chain()
+    _check_threads()

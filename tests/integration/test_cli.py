@@ -21,9 +21,10 @@ from click.testing import CliRunner, Result
 
 from otel_proflink.cli import demo as demo_module
 from otel_proflink.cli.main import command_group
+from tests.support.ground_truth import SAMPLED, needs_sampler
 from tests.support.pprof_schema import ProfileBuilder, decode, samples
+from tests.support.processes import refusing
 
-CAN_SAMPLE = sys.version_info < (3, 14)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "thread_pool.py"
 TRACE, ROOT, CHILD = "ab" * 16, "01" * 8, "02" * 8
 
@@ -364,7 +365,7 @@ def test_the_example_s_table_is_complete() -> None:
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    if not CAN_SAMPLE:
+    if not SAMPLED:
         pytest.skip("no sampling on this version of Python")
     output = tmp_path_factory.mktemp("demo") / "out"
     done = proflink("demo", "--output", output, "--duration", "3", OTEL_PROFLINK_SAMPLE_RATE="1000")
@@ -396,11 +397,11 @@ def test_demo_ends_in_the_table(demo_run: tuple[Path, str]) -> None:
     assert shown.startswith(again.rstrip())
 
 
-@pytest.mark.skipif(CAN_SAMPLE, reason="this version of Python can be sampled")
+@needs_sampler
 def test_demo_where_sampling_is_refused_says_why(tmp_path: Path) -> None:
-    done = proflink("demo", "--output", tmp_path / "out", "--duration", "1")
+    done = proflink("demo", "--output", tmp_path / "out", "--duration", "1", **refusing(tmp_path))
     assert done.returncode == 1
-    assert "not supported by the sampler" in done.stderr
+    assert "otel-proflink does not profile this process" in done.stderr
     assert "the example left no capture" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ground_truth import read_profiles
+from tests.support.ground_truth import needs_sampler, read_profiles
 from tests.support.processes import APP_PRELUDE, TIMEOUT_SECONDS, Run, environment, run_app
 
 # Later versions refuse to sample, and are tested for exactly that.
-SAMPLES = sys.version_info < (3, 14)
-samples = pytest.mark.skipif(not SAMPLES, reason="this interpreter is not sampled yet")
+samples = needs_sampler
 
 # What a manual user writes, and a helper to say "now" to the test.
 SETUP = """
@@ -484,13 +483,17 @@ def test_switched_off(tmp_path: Path, variable: str) -> None:
     assert not done.capture.exists()
 
 
-@pytest.mark.skipif(SAMPLES, reason="this interpreter is sampled")
-def test_an_interpreter_that_is_not_sampled_yet(tmp_path: Path) -> None:
-    done = run(tmp_path, LINKED + "report(linked=linked)\n")
+@samples
+def test_an_interpreter_that_is_laid_out_otherwise(tmp_path: Path) -> None:
+    moved = """
+from otel_proflink import _sampler
+_sampler.shift_layout("thread.context", 8)
+"""
+    done = run_app(tmp_path, moved + SETUP + LINKED + "report(linked=linked)\n")
     assert done.returncode == 0
     assert done.told["linked"] is True
     line = only_line(done.stderr)
-    assert "otel-proflink does not profile this process: CPython 3." in line
+    assert "otel-proflink does not profile this process: the frames or the context" in line
     assert not done.capture.exists()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ground_truth import SAMPLED, needs_sampler
-from tests.support.processes import run_app
+from tests.support.ground_truth import needs_sampler
+from tests.support.processes import refusing, run_app
 
 # A request handler that fans out to a pool, nested spans, a child span and a nested submit in the
 # worker, an untraced thread, an untraced task after a traced one, a call to another service.
@@ -132,12 +132,12 @@ def test_the_switches_are_what_makes_the_difference(tmp_path: Path) -> None:
     assert run.told["threads"] == ["otel-proflink-exporter"]
 
 
-@pytest.mark.skipif(SAMPLED, reason="this Python is sampled")
+@needs_sampler
 def test_a_python_that_is_not_sampled_is_linked_and_told_so_once(tmp_path: Path) -> None:
-    run = run_app(tmp_path, OFF, zero_code=True)
+    run = run_app(tmp_path, OFF, zero_code=True, **refusing(tmp_path))
     run.assert_clean()
     (line,) = run.stderr.splitlines()
-    assert "3.1" in line
+    assert "otel-proflink does not profile this process" in line
     assert run.told["context"] == "otel_proflink._linker"
     assert not run.capture.exists()
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import sys
+import sysconfig
 import threading
 import time
 from collections import Counter
@@ -52,7 +53,9 @@ WEB: Final[Mapping[str, Any]] = {"http.request.method": "GET", "url.path": "/"}
 
 
 # The interpreters whose layouts the sampler knows; on others it refuses, and only links.
-SAMPLED: Final = (3, 11) <= sys.version_info[:2] <= (3, 13)
+SAMPLED: Final = (3, 11) <= sys.version_info[:2] <= (3, 15) and not sysconfig.get_config_var(
+    "Py_GIL_DISABLED"
+)
 needs_sampler = pytest.mark.skipif(not SAMPLED, reason="this Python is linked, not sampled")
 
 

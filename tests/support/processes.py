@@ -152,6 +152,26 @@ def run_app(
     return Run(done.returncode, done.stdout, done.stderr, capture)
 
 
+def refusing(directory: Path) -> dict[str, str]:
+    """Environment variables under which `opentelemetry-instrument` finds a foreign interpreter.
+
+    By an entry point of OpenTelemetry's own that runs before any instrumentation is loaded.
+    """
+    package = directory / "refusing"
+    info = package / "refusing-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: refusing\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(
+        "[opentelemetry_pre_instrument]\nrefusing = refusing:refuse\n"
+    )
+    (package / "refusing.py").write_text(
+        "def refuse():\n"
+        "    from otel_proflink import _sampler\n"
+        "    _sampler.shift_layout('thread.context', 8)\n"
+    )
+    return {"PYTHONPATH": str(package)}
+
+
 def environment(capture: Path, **more: str) -> dict[str, str]:
     """An environment in which nothing of the caller's OpenTelemetry settings is left."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}

@@ -131,6 +131,8 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSampler]:
     for variable in list(os.environ):
         if variable.startswith("OTEL_"):
             monkeypatch.delenv(variable)
+    # Its own tests are elsewhere; whether its thread runs depends on who has imported asyncio.
+    monkeypatch.setenv("OTEL_PROFLINK_AWAIT_RATE", "0")
     yield fake
     profiler.stop(5)
     runtime_context.uninstall()

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED) && \
+#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x03100000 && !defined(Py_GIL_DISABLED) && \
     defined(__linux__) && defined(__LP64__)
 #define PROFLINK_SAMPLES_HERE 1
 #else
@@ -27,6 +27,9 @@
 #include <internal/pycore_hamt.h>
 #include <internal/pycore_interp.h>
 #include <internal/pycore_runtime.h>
+#if PY_VERSION_HEX >= 0x030E0000
+#include <internal/pycore_interpframe_structs.h>
+#endif
 
 /* Not in every version's headers; laid out so since CPython 3.7, and checked by the self-test. */
 typedef struct {
@@ -108,12 +111,27 @@ static void fill_frames(ProflinkAbi* abi) {
     abi->frame.code = offsetof(_PyInterpreterFrame, f_code);
     abi->frame.instruction = offsetof(_PyInterpreterFrame, prev_instr);
 #endif
-#if PY_VERSION_HEX >= 0x030C0000
-    abi->frame.owner_c_stack = FRAME_OWNED_BY_CSTACK;
+#if PY_VERSION_HEX >= 0x030E0000
+    /* Every _PyStackRef of a live frame is an address with at most three tag bits. */
+    abi->frame.code_mask = ~(uintptr_t)7;
+#else
+    abi->frame.code_mask = ~(uintptr_t)0;
+#endif
+#if PY_VERSION_HEX >= 0x030F0000
+    abi->frame.owner_shim = FRAME_OWNED_BY_INTERPRETER;
+    abi->frame.owner_last = FRAME_OWNED_BY_INTERPRETER;
+    _Static_assert(FRAME_OWNED_BY_INTERPRETER == 3, "a new owner needs a look at the walker");
+#elif PY_VERSION_HEX >= 0x030E0000
+    abi->frame.owner_shim = FRAME_OWNED_BY_INTERPRETER;
+    abi->frame.owner_last = FRAME_OWNED_BY_CSTACK;
+    _Static_assert(FRAME_OWNED_BY_INTERPRETER == 3 && FRAME_OWNED_BY_CSTACK == 4,
+                   "a new owner needs a look at the walker");
+#elif PY_VERSION_HEX >= 0x030C0000
+    abi->frame.owner_shim = FRAME_OWNED_BY_CSTACK;
     abi->frame.owner_last = FRAME_OWNED_BY_CSTACK;
     _Static_assert(FRAME_OWNED_BY_CSTACK == 3, "a new owner needs a look at the walker");
 #else
-    abi->frame.owner_c_stack = PROFLINK_ABI_NO_OWNER;
+    abi->frame.owner_shim = PROFLINK_ABI_NO_OWNER;
     abi->frame.owner_last = FRAME_OWNED_BY_FRAME_OBJECT;
     _Static_assert(FRAME_OWNED_BY_FRAME_OBJECT == 2, "a new owner needs a look at the walker");
 #endif
@@ -146,7 +164,8 @@ static void fill_threads(ProflinkAbi* abi) {
 }
 
 #if PY_VERSION_HEX >= 0x030D0000
-/* 3.13 describes itself: where that differs from the headers, we were built for another release. */
+/* From 3.13 on it describes itself: where that differs from the headers, we were built for another
+ * release. */
 static const char* check_debug_offsets(const ProflinkAbi* abi) {
     const struct _Py_DebugOffsets* self = &_PyRuntime.debug_offsets;
     if (memcmp(self->cookie, _Py_Debug_Cookie, sizeof(self->cookie)) != 0) {
@@ -204,9 +223,54 @@ void proflink_abi_fill(ProflinkAbi* abi) {
     fill(abi);
 #elif defined(Py_GIL_DISABLED)
     abi->reason = "free-threaded CPython is not supported by the sampler yet";
-#elif PY_VERSION_HEX >= 0x030E0000
-    abi->reason = "CPython " PY_VERSION " is not supported by the sampler yet (3.11 to 3.13 are)";
+#elif PY_VERSION_HEX >= 0x03100000
+    abi->reason = "CPython " PY_VERSION " is not supported by the sampler yet (3.11 to 3.15 are)";
 #else
     abi->reason = "this platform is not supported by the sampler (64-bit Linux is)";
 #endif
+}
+
+#define FIELD(name) {#name, offsetof(ProflinkAbi, name)}
+static const struct {
+    const char* name;
+    size_t at;
+} kFields[] = {
+    FIELD(interpreter_state.threads_head),
+    FIELD(interpreter_state.threads_next_id),
+    FIELD(thread.interp),
+    FIELD(thread.prev),
+    FIELD(thread.next),
+    FIELD(thread.frame),
+    FIELD(thread.native_thread_id),
+    FIELD(thread.id),
+    FIELD(thread.context),
+    FIELD(thread.context_ver),
+    FIELD(thread.datastack_chunk),
+    FIELD(thread.datastack_top),
+    FIELD(frame.code),
+    FIELD(frame.previous),
+    FIELD(frame.instruction),
+    FIELD(frame.owner),
+    FIELD(code.size),
+    FIELD(code.units),
+    FIELD(code.first_line),
+    FIELD(code.filename),
+    FIELD(code.qualname),
+    FIELD(code.linetable),
+    FIELD(context.context_vars),
+    FIELD(context.hamt_root),
+    FIELD(context.bitmap_pairs),
+    FIELD(context.array_children),
+};
+
+int proflink_abi_shift(ProflinkAbi* abi, const char* field, int bytes) {
+    for (size_t i = 0; i < sizeof(kFields) / sizeof(kFields[0]); ++i) {
+        if (strcmp(kFields[i].name, field) != 0) continue;
+        uint32_t value = 0;
+        memcpy(&value, (char*)abi + kFields[i].at, sizeof(value));
+        value += (uint32_t)bytes;
+        memcpy((char*)abi + kFields[i].at, &value, sizeof(value));
+        return 1;
+    }
+    return 0;
 }

@@ -40,9 +40,10 @@ typedef struct {
     uint32_t previous;
     uint32_t instruction;
     uint32_t owner;
+    uintptr_t code_mask; /* what of the code pointer is an address: tagged from 3.14 on */
     uint8_t owner_generator;
     uint8_t owner_frame_object; /* never in a live chain */
-    uint8_t owner_c_stack;      /* PROFLINK_ABI_NO_OWNER where there are no entry shims */
+    uint8_t owner_shim;         /* first value of entry shims; PROFLINK_ABI_NO_OWNER: none */
     uint8_t owner_last;         /* highest valid value */
     uint32_t chunk_previous;
     uint32_t chunk_size;
@@ -103,6 +104,12 @@ typedef struct {
 
 /* Fills `abi` for the running interpreter. Needs the GIL. */
 __attribute__((visibility("default"))) void proflink_abi_fill(ProflinkAbi* abi);
+
+/* Moves one field of a filled table, by its name in it ("thread.context"), as if the interpreter
+ * were another release than the one that this was built for. For the tests of the self-test. 0: no
+ * such field. */
+__attribute__((visibility("default"))) int proflink_abi_shift(ProflinkAbi* abi, const char* field,
+                                                              int bytes);
 
 #ifdef __cplusplus
 }

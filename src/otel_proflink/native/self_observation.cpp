@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <initializer_list>
 #include <new>
 
 #include "code.hpp"
@@ -97,6 +98,46 @@ const char* SelfObservation::file(std::uint32_t frame, std::uint32_t* size) cons
 
 std::int32_t SelfObservation::line(std::uint32_t frame) const noexcept {
     return profile_->locations[profile_->frames[profile_->stacks[stack_].first + frame]].line;
+}
+
+bool layout_plausible(const ProflinkAbi& abi) noexcept {
+    constexpr std::uint32_t kWord = 8;
+    const auto inside = [](std::uint32_t size, std::initializer_list<std::uint32_t> fields) {
+        for (const std::uint32_t field : fields) {
+            if (field > size - kWord) return false;
+        }
+        return size >= kWord;
+    };
+    // What the readers have room for: FrameReader, Snapshotter, CodeTable, LabelSource.
+    if (abi.frame.size > 128 || abi.thread.size > 512 || abi.code.size > 256) return false;
+    const ProflinkAbiThread& t = abi.thread;
+    const ProflinkAbiFrame& f = abi.frame;
+    const ProflinkAbiCode& c = abi.code;
+    return inside(t.size, {t.prev, t.next, t.interp, t.frame, t.native_thread_id, t.id, t.context,
+                           t.context_ver, t.datastack_chunk, t.datastack_top}) &&
+           inside(f.size, {f.code, f.previous, f.instruction}) && f.owner < f.size &&
+           inside(c.size, {c.units, c.filename, c.qualname, c.linetable}) &&
+           c.first_line <= c.size - 4 && abi.context.bitmap_pairs <= 64;
+}
+
+bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t* tstates,
+                    std::size_t count) noexcept {
+    std::uint64_t at = observed_word(abi.interpreter + abi.interpreter_state.threads_head);
+    for (std::size_t i = 0; i < count; ++i) {
+        if (at != tstates[i]) return false;
+        if (observed_word(at + abi.thread.prev) != (i == 0 ? 0 : tstates[i - 1])) return false;
+        at = observed_word(at + abi.thread.next);
+    }
+    return at == 0;
+}
+
+std::uint64_t observed_word(std::uintptr_t address) noexcept {
+    ProcessMemory memory;
+    const char* reason = nullptr;
+    std::uint64_t word = 0;
+    if (!memory.open(&reason) || !memory.read(address, &word, sizeof(word))) word = ~0ull;
+    memory.close();
+    return word;
 }
 
 std::uintptr_t current_hamt_root_type(const ProflinkAbi& abi, std::uintptr_t context) noexcept {

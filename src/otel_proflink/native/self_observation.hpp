@@ -36,6 +36,17 @@ class PROFLINK_EXPORT SelfObservation {
     std::uint64_t serial_ = ~0ull;
 };
 
+// False: no interpreter is laid out like this; reading by it would not even be defined.
+PROFLINK_EXPORT bool layout_plausible(const ProflinkAbi& abi) noexcept;
+
+// Whether the list of thread states, as the sampler walks it, is `tstates`, in this order. The
+// caller holds the GIL.
+PROFLINK_EXPORT bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t* tstates,
+                                    std::size_t count) noexcept;
+
+// A word as the sampler reads it; all ones when it cannot be read.
+PROFLINK_EXPORT std::uint64_t observed_word(std::uintptr_t address) noexcept;
+
 // The type of the root node of the calling thread's context variables; 0 on failure.
 PROFLINK_EXPORT std::uintptr_t current_hamt_root_type(const ProflinkAbi& abi,
                                                       std::uintptr_t context) noexcept;

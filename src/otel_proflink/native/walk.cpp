@@ -174,7 +174,7 @@ const unsigned char* FrameReader::locate(std::uintptr_t address) noexcept {
 Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const noexcept {
     Frame frame;
     frame.address = address;
-    frame.code = load<std::uintptr_t>(raw + abi_.frame.code);
+    frame.code = load<std::uintptr_t>(raw + abi_.frame.code) & abi_.frame.code_mask;
     frame.previous = load<std::uintptr_t>(raw + abi_.frame.previous);
     frame.instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
     frame.owner = raw[abi_.frame.owner];
@@ -258,11 +258,11 @@ bool walk(FrameReader& reader, const ProflinkAbi& abi, const StackRoot& root, st
         last_owner = frame.owner;
         address = frame.previous;
         if (!entered && address == root.outer_frame) {
-            entered = abi.frame.owner_c_stack == PROFLINK_ABI_NO_OWNER ||
-                      frame.owner == abi.frame.owner_c_stack;
+            entered = abi.frame.owner_shim == PROFLINK_ABI_NO_OWNER ||
+                      frame.owner >= abi.frame.owner_shim;
         }
-        if (!entered && frame.owner == abi.frame.owner_c_stack) return false;
-        if (frame.owner == abi.frame.owner_c_stack) continue;  // entry shim: not Python code
+        if (!entered && frame.owner >= abi.frame.owner_shim) return false;
+        if (frame.owner >= abi.frame.owner_shim) continue;  // entry shim: not Python code
         if (!plausible(frame.code)) return false;
         const std::uint32_t place = total < kMaxFrames ? total : kHalf + (total - kHalf) % kHalf;
         chain->frames[place] = frame;
@@ -272,8 +272,8 @@ bool walk(FrameReader& reader, const ProflinkAbi& abi, const StackRoot& root, st
     // from 3.12 on an entry shim. `yield` clears a generator's link, so that a torn chain may end
     // early but looks whole: it then ends elsewhere.
     if (leaf != 0) {
-        const bool at_root = abi.frame.owner_c_stack != PROFLINK_ABI_NO_OWNER
-                                 ? last_owner == abi.frame.owner_c_stack
+        const bool at_root = abi.frame.owner_shim != PROFLINK_ABI_NO_OWNER
+                                 ? last_owner >= abi.frame.owner_shim
                                  : last_owner != abi.frame.owner_generator;
         if (!at_root || !entered) return false;
     }

@@ -97,7 +97,8 @@ inline ProflinkAbi make_abi(Layout layout) {
     abi.frame.owner = frame_at::owner;
     abi.frame.owner_generator = 1;
     abi.frame.owner_frame_object = 2;
-    abi.frame.owner_c_stack = has_shims(layout) ? 3 : PROFLINK_ABI_NO_OWNER;
+    abi.frame.code_mask = ~std::uintptr_t{0};
+    abi.frame.owner_shim = has_shims(layout) ? 3 : PROFLINK_ABI_NO_OWNER;
     abi.frame.owner_last = has_shims(layout) ? 3 : 2;
     abi.frame.chunk_previous = chunk_at::previous;
     abi.frame.chunk_size = chunk_at::size;
