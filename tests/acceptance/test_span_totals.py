@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from otel_proflink._linker import enrich_spans
-from tests.support.ground_truth import GroundTruth, needs_sampler
+from tests.support.ground_truth import GroundTruth, Label, needs_sampler
 
 pytestmark = needs_sampler
 
@@ -137,3 +138,20 @@ def test_the_span_s_name_is_a_label(tmp_path: Path, wanted: bool) -> None:
         assert sorted(names.values(), key=str) == [{"inner näme"}, {"outer name"}, {None}]
     else:
         assert list(names.values()) == [{None}] * 3
+
+
+def test_a_trace_that_is_not_sampled_is_linked_and_says_so(tmp_path: Path) -> None:
+    with GroundTruth(tmp_path) as truth:
+        dropped = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("dropped")
+        with dropped.start_as_current_span("not recorded") as span:
+            truth.burn(Label.of(span, span_type=""))
+        with truth.tracer.start_as_current_span("recorded") as span:
+            truth.burn(Label.of(span))
+    truth.verdict().assert_right()
+    said = {
+        function: sample.labels.get("trace_sampled")
+        for sample in truth.samples()
+        for function in set(sample.functions) & set(truth.expected)
+        if sample.values["cpu"]
+    }
+    assert [said[function] for function in truth.expected] == ["false", None]

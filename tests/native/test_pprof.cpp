@@ -53,6 +53,8 @@ constexpr std::string_view kHead[] = {
     "span_name",
     "task_name",
     "task_id",
+    "trace_sampled",
+    "false",
 };
 
 // The string table's fixed beginning and the three sample types.
@@ -119,12 +121,12 @@ TEST_F(Pprof, OneSample) {
 
     // Entry 1 of the functions and locations is the stand-in for full tables: ids are entry + 1.
     std::string want = head();
-    want += nested(6, "inner");  // 23
-    want += nested(6, "a.py");   // 24
-    want += nested(5, bytes({0x08, 2, 0x10, 23, 0x20, 24, 0x28, 7}));
+    want += nested(6, "inner");  // 25
+    want += nested(6, "a.py");   // 26
+    want += nested(5, bytes({0x08, 2, 0x10, 25, 0x20, 26, 0x28, 7}));
     want += nested(4, bytes({0x08, 2, 0x22, 4, 0x08, 2, 0x10, 8}));
-    want += nested(6, "outer");  // 25
-    want += nested(5, bytes({0x08, 3, 0x10, 25, 0x20, 24, 0x28, 3}));
+    want += nested(6, "outer");  // 27
+    want += nested(5, bytes({0x08, 3, 0x10, 27, 0x20, 26, 0x28, 3}));
     want += nested(4, bytes({0x08, 3, 0x22, 5, 0x08, 3, 0x10, 0xac, 0x02}));
     want += nested(2, bytes({0x0a, 2, 2,    3,                // location ids
                              0x12, 4, 2,    10, 0xc8, 0x01,   // count, scaled CPU, wall
@@ -143,31 +145,32 @@ TEST_F(Pprof, LinkedSampleWithEveryLabel) {
     link.local_root_span_id[6] = 0x01;
     link.span_type = span_type_intern("web", 3);
     link.name = 5;
+    link.trace_flags = 1;
     const std::uint32_t thread = profile->thread(1, 9);
     const std::uint32_t id = profile->sample(profile->stack(&place, 1), profile->link(link), thread,
                                              ThreadState::gil_wait, 6);
     profile->samples[id].count = 1;
 
     std::string want = head();
-    want += nested(6, "f");  // 23
-    want += nested(5, bytes({0x08, 2, 0x10, 23}));
+    want += nested(6, "f");  // 25
+    want += nested(5, bytes({0x08, 2, 0x10, 25}));
     want += nested(4, bytes({0x08, 2, 0x22, 2, 0x08, 2}));
-    want += nested(6, "ab000000000000000000000000000001");  // 24
-    want += nested(6, "00000000000000cd");                  // 25
-    want += nested(6, "0000000000000100");                  // 26
-    want += nested(6, "web");                               // 27
-    want += nested(6, "/route");                            // 28
-    want += nested(6, "GET");                               // 29
-    want += nested(6, "worker");                            // 30
-    want += nested(6, "Task-7");                            // 31
+    want += nested(6, "ab000000000000000000000000000001");  // 26
+    want += nested(6, "00000000000000cd");                  // 27
+    want += nested(6, "0000000000000100");                  // 28
+    want += nested(6, "web");                               // 29
+    want += nested(6, "/route");                            // 30
+    want += nested(6, "GET");                               // 31
+    want += nested(6, "worker");                            // 32
+    want += nested(6, "Task-7");                            // 33
     std::string sample = bytes({0x0a, 1, 2, 0x12, 3, 1, 0, 0});
-    const int labels[][2] = {{6, 24}, {7, 25}, {8, 26}, {9, 27}, {10, 28}, {20, 29}, {11, 30}};
+    const int labels[][2] = {{6, 26}, {7, 27}, {8, 28}, {9, 29}, {10, 30}, {20, 31}, {11, 32}};
     for (const auto& label : labels) {
         sample += nested(3, bytes({0x08, label[0], 0x10, label[1]}));
     }
     sample += nested(3, bytes({0x08, 13, 0x18, 9}));   // thread_id
     sample += nested(3, bytes({0x08, 12, 0x10, 15}));  // thread_state: gil_wait
-    sample += nested(3, bytes({0x08, 21, 0x10, 31}));  // task_name
+    sample += nested(3, bytes({0x08, 21, 0x10, 33}));  // task_name
     sample += nested(3, bytes({0x08, 22, 0x18, 77}));  // task_id
     want += nested(2, sample);
     want += tail("", "");
@@ -176,6 +179,26 @@ TEST_F(Pprof, LinkedSampleWithEveryLabel) {
                       {{5, "GET", 3, 0}},
                       {{6, "Task-7", 6, 77}}}),
               want);
+}
+
+TEST_F(Pprof, ATraceThatIsNotSampledSaysSo) {
+    const std::uint32_t place = profile->location(profile->function(string("f"), 0, 0), 0);
+    const auto label = nested(3, bytes({0x08, 23, 0x10, 24}));
+    for (const std::uint8_t flags : {0, 2, 1, 3}) {
+        LinkData link{};
+        link.span_id[7] = flags;
+        link.trace_flags = flags;
+        profile
+            ->samples[profile->sample(profile->stack(&place, 1), profile->link(link),
+                                      profile->thread(1, 1), ThreadState::running)]
+            .count = 1;
+    }
+    const std::string out = encode();
+    std::size_t found = 0;
+    for (std::size_t at = out.find(label); at != std::string::npos; at = out.find(label, at + 1)) {
+        ++found;
+    }
+    EXPECT_EQ(found, 2u);
 }
 
 TEST_F(Pprof, TasksThatWaitAreOnNoThread) {

@@ -10,6 +10,9 @@
 
 namespace otel_proflink {
 
+// W3C Trace Context, trace-flags: the caller may have recorded the trace.
+inline constexpr std::uint8_t kTraceFlagSampled = 1;
+
 enum LinkFlag : std::uint8_t {
     // The span lives in another process and nothing said what its local root is here: a local
     // child of it starts a local root of its own.

@@ -52,6 +52,8 @@ enum Word : std::uint32_t {
     kSpanName,
     kTaskName,
     kTaskId,
+    kTraceSampled,
+    kFalse,
     kWords
 };
 constexpr const char* kWordTexts[kWords] = {"",
@@ -76,7 +78,9 @@ constexpr const char* kWordTexts[kWords] = {"",
                                             "await",
                                             "span_name",
                                             "task_name",
-                                            "task_id"};
+                                            "task_id",
+                                            "trace_sampled",
+                                            "false"};
 
 template <typename T>
 class Zeroed {
@@ -272,6 +276,8 @@ class Encoder {
             }
             label(kSpanType, types_[link.span_type]);
         }
+        // Nothing that is looked up by this trace id will be found.
+        if ((link.trace_flags & kTraceFlagSampled) == 0) label(kTraceSampled, kFalse);
         name_label(kEndpoint, endpoints_, big_endian(link.local_root_span_id));
         if (link.name != 0) name_label(kSpanName, span_names_, link.name);
     }
