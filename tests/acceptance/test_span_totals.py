@@ -34,7 +34,7 @@ class Ended(SpanProcessor):
         return {key: value for key, value in attributes.items() if key.startswith("proflink.")}
 
 
-def close(measured: float, seconds: float, within: float = 0.25) -> bool:
+def close(measured: float, seconds: float, within: float = 0.35) -> bool:
     return abs(measured / 1e9 - seconds) <= within * seconds
 
 
@@ -44,16 +44,16 @@ def test_a_span_gets_its_own_and_its_local_root_all(tmp_path: Path) -> None:
     with GroundTruth(tmp_path, processors=[ended]) as truth:
         start = truth.tracer.start_as_current_span
         with ThreadPoolExecutor(2) as pool, start("root"):
-            truth.burn(None, 0.2)
+            truth.burn(None, 0.4)
             with start("child"):
-                truth.burn(None, 0.2)
+                truth.burn(None, 0.4)
 
                 def work() -> None:
                     with start("in worker"):
-                        truth.burn(None, 0.2)
+                        truth.burn(None, 0.4)
 
                 pool.submit(work).result()
-    for name, seconds in (("root", 0.2), ("child", 0.2), ("in worker", 0.2)):
+    for name, seconds in (("root", 0.4), ("child", 0.4), ("in worker", 0.4)):
         own = ended[name]
         assert set(OWN) <= own.keys(), name
         assert close(own["proflink.cpu_ns"], seconds), (name, own)
@@ -61,7 +61,7 @@ def test_a_span_gets_its_own_and_its_local_root_all(tmp_path: Path) -> None:
         assert own["proflink.wall_ns"] >= 0.9 * own["proflink.cpu_ns"]
     total = ended["root"]
     assert set(TOTAL) <= total.keys()
-    assert close(total["proflink.total.cpu_ns"], 0.6), total
+    assert close(total["proflink.total.cpu_ns"], 1.2), total
     parts = sum(ended[name]["proflink.samples"] for name in ("root", "child", "in worker"))
     assert total["proflink.total.samples"] == pytest.approx(parts, abs=5)
     for name in ("child", "in worker"):
@@ -76,10 +76,10 @@ def test_a_root_that_only_waits_for_its_children(tmp_path: Path) -> None:
 
         child = truth.tracer.start_span("child", context=set_span_in_context(root))
         with use_span(child, end_on_exit=True):
-            truth.burn(None, 0.1)
+            truth.burn(None, 0.4)
         root.end()
     assert set(ended["root"]) == set(TOTAL)
-    assert close(ended["root"]["proflink.total.cpu_ns"], 0.1)
+    assert close(ended["root"]["proflink.total.cpu_ns"], 0.4)
 
 
 def test_no_samples_no_attributes(tmp_path: Path) -> None:
