@@ -23,6 +23,10 @@ T = TypeVar("T")
 _SIZES = (1, 64, 2000)
 
 
+# More calls than CPython needs before it specialises one.
+_WARM = 200
+
+
 def _refuse(what: str) -> _sampler.SamplerError:
     return _sampler.SamplerError(
         f"self-test failed on CPython {sys.version.split()[0]}: {what}; not sampling"
@@ -50,10 +54,26 @@ def _through_generator() -> tuple[Seen, list[tuple[str, str, int]]]:
     return next(_généré_名前())
 
 
+class _Constructed:
+    # A constructor that is called often is inlined; from 3.13 on that puts a frame of the
+    # interpreter's own below it.
+    def __init__(self, observing: bool) -> None:
+        self.seen = _through_generator() if observing else None
+
+
+def _through_constructor() -> tuple[Seen, list[tuple[str, str, int]]]:
+    made = None
+    for i in range(_WARM):
+        made = _Constructed(i == _WARM - 1)
+    assert made is not None  # for the type checker
+    assert made.seen is not None
+    return made.seen
+
+
 def _through_c_code() -> tuple[Seen, list[tuple[str, str, int]]]:
     # sorted() calls its key function from C: an entry shim lies between the frames.
     seen = []
-    sorted([0], key=lambda _: seen.append(_through_generator()) or 0)  # type: ignore[func-returns-value]
+    sorted([0], key=lambda _: seen.append(_through_constructor()) or 0)  # type: ignore[func-returns-value]
     return seen[0]
 
 

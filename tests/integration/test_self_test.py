@@ -28,6 +28,8 @@ FIELDS = [
     *("code.filename", "code.qualname", "code.linetable"),
     *("context.context_vars", "context.hamt_root", "context.bitmap_pairs"),
     "context.array_children",
+    # What is known by it is new there.
+    *(["code.first_traceable"] if sys.version_info >= (3, 13) else []),
 ]
 
 PROGRAM = """

@@ -221,6 +221,23 @@ TEST_F(Codes, InstructionsOutOfRange) {
     EXPECT_EQ(stack(), (Stacks{"module.a:10"}));
 }
 
+// 3.13+ pushes a frame of its own below an inlined constructor; `sys._getframe` never shows it.
+TEST_F(Codes, WhatIsNotTraceableIsNotShown) {
+    const auto* a = code("a");
+    auto* shim = code("__init__");
+    put(shim, code_at::first_traceable, 32u);
+    const auto* b = code("b", 50);
+    ASSERT_TRUE(visit({frame(a, 0), frame(shim, 3), frame(b, 3)}));
+    table->frames_proven();
+    EXPECT_EQ(stack(), (Stacks{"module.a:11", "module.b:52"}));
+    ASSERT_TRUE(visit({frame(shim, 3), frame(b, 3)}));
+    EXPECT_EQ(stack(), (Stacks{"module.b:52"}));
+    put(shim, code_at::first_traceable, 31u);
+    die(shim);
+    ASSERT_TRUE(visit({frame(shim, 3), frame(b, 3)}));
+    EXPECT_EQ(stack(), (Stacks{"module.__init__:12", "module.b:52"}));
+}
+
 TEST_F(Codes, WhatIsNotACodeObject) {
     auto* a = code("a");
     put(a, kTypeAt, kValueType);

@@ -92,6 +92,7 @@ static void fill_objects(ProflinkAbi* abi) {
     abi->code.filename = offsetof(PyCodeObject, co_filename);
     abi->code.qualname = offsetof(PyCodeObject, co_qualname);
     abi->code.linetable = offsetof(PyCodeObject, co_linetable);
+    abi->code.first_traceable = offsetof(PyCodeObject, _co_firsttraceable);
 #if PY_VERSION_HEX < 0x030D0000
     abi->code.first_instruction = -1;
 #endif
@@ -257,6 +258,7 @@ static const struct {
     FIELD(code.filename),
     FIELD(code.qualname),
     FIELD(code.linetable),
+    FIELD(code.first_traceable),
     FIELD(context.context_vars),
     FIELD(context.hamt_root),
     FIELD(context.bitmap_pairs),

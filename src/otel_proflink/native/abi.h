@@ -59,6 +59,7 @@ typedef struct {
     uint32_t qualname;
     uint32_t linetable;
     int32_t first_instruction; /* lowest valid index: -1 where it names the unit before the next */
+    uint32_t first_traceable;  /* int: instructions before it are not of the function itself */
 } ProflinkAbiCode;
 
 typedef struct {

@@ -103,6 +103,7 @@ bool CodeTable::read_header(std::uintptr_t code, Header* header) noexcept {
     header->linetable = load<std::uintptr_t>(raw + at.linetable);
     header->units = load<std::uint64_t>(raw + at.units);
     header->first_line = load<std::int32_t>(raw + at.first_line);
+    header->first_traceable = load<std::int32_t>(raw + at.first_traceable);
     return load<std::uintptr_t>(raw + abi_.object.object_type) == abi_.code_type &&
            header->units != 0 && header->units < (1u << 28);
 }
@@ -136,6 +137,8 @@ std::uint32_t CodeTable::learn(std::uintptr_t code) noexcept {
     made.linetable = header.linetable;
     made.units = static_cast<std::uint32_t>(header.units);
     made.first_line = header.first_line;
+    // Nothing in it is traceable: the interpreter never shows its frames, so neither do we.
+    made.shim = header.first_traceable >= static_cast<std::int32_t>(header.units);
     made.function = profile_->function(profile_->string(name_.data, name_.size),
                                        profile_->string(file_.data, file_.size), header.first_line);
     ++made.epoch;
@@ -157,6 +160,10 @@ bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
         return true;
     }
     const Entry& code = entries_[entry];
+    if (code.shim) {
+        *location = kNoEntry;
+        return true;
+    }
     const auto distance =
         static_cast<std::int64_t>(frame.instruction - (frame.code + abi_.code.size));
     if (distance % 2 != 0) return false;
@@ -196,7 +203,8 @@ bool CodeTable::visit(const Chain& chain) noexcept {
                 profile_->string(text, static_cast<std::uint32_t>(std::strlen(text)));
             stack_[stack_size_++] = profile_->location(profile_->function(name, 0, 0), 0);
         }
-        if (!locate(chain.frames[i], &stack_[stack_size_++])) return false;
+        if (!locate(chain.frames[i], &stack_[stack_size_])) return false;
+        if (stack_[stack_size_] != kNoEntry) ++stack_size_;
     }
     return drain(&chain);
 }

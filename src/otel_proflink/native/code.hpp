@@ -77,6 +77,7 @@ class CodeTable final : public FrameVisitor {
         std::int32_t first_line;
         std::uint32_t epoch;  // moves when the address gets another meaning
         bool live;
+        bool shim;  // the interpreter's own, below an inlined constructor (3.13+): no Python code
     };
 
     struct Place {
@@ -89,7 +90,7 @@ class CodeTable final : public FrameVisitor {
     struct Header {
         std::uintptr_t filename, qualname, linetable;
         std::uint64_t units;
-        std::int32_t first_line;
+        std::int32_t first_line, first_traceable;
     };
 
     bool drain(const Chain* chain) noexcept;

@@ -117,7 +117,8 @@ bool layout_plausible(const ProflinkAbi& abi) noexcept {
                            t.context_ver, t.datastack_chunk, t.datastack_top}) &&
            inside(f.size, {f.code, f.previous, f.instruction}) && f.owner < f.size &&
            inside(c.size, {c.units, c.filename, c.qualname, c.linetable}) &&
-           c.first_line <= c.size - 4 && abi.context.bitmap_pairs <= 64;
+           c.first_line <= c.size - 4 && c.first_traceable <= c.size - 4 &&
+           abi.context.bitmap_pairs <= 64;
 }
 
 bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t* tstates,

@@ -54,8 +54,8 @@ namespace chunk_at {
 inline constexpr std::uint32_t previous = 0, size = 8, top = 16, data = 24;
 }
 namespace code_at {
-inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, qualname = 48,
-                               linetable = 56, size = 64;
+inline constexpr std::uint32_t units = 16, first_line = 24, filename = 32, first_traceable = 40,
+                               qualname = 48, linetable = 56, size = 64;
 }
 namespace context_at {
 inline constexpr std::uint32_t vars = 24, hamt_root = 16;
@@ -110,6 +110,7 @@ inline ProflinkAbi make_abi(Layout layout) {
     abi.code.filename = code_at::filename;
     abi.code.qualname = code_at::qualname;
     abi.code.linetable = code_at::linetable;
+    abi.code.first_traceable = code_at::first_traceable;
     abi.code.first_instruction = layout == Layout::py313 ? 0 : -1;
     // str and bytes as in CPython 3.12.
     abi.object.object_type = kTypeAt;
