@@ -10,6 +10,7 @@ every thread, the daemon exporter thread too, still can.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
+from . import server_exits
 from .config import Config
 from .engine import Engine
 from .sampling import SamplerUnavailableError, load_sampler
@@ -39,8 +41,12 @@ class _Process:
         self.lock = threading.RLock()
         self.inbox: Final = SpanInbox()
         self.engine: Engine | None = None
+        #: the one that has been told to stop and may still be exporting
+        self.stopping: Engine | None = None
         #: those that asked for the engine, in order of their coming; it runs until the last goes.
         self.users: list[object] = []
+        #: pid of the process in which one was started, or tried, last
+        self.ran_in = 0
         self.hooked = False
         self.hooked_multiprocessing = False
         #: the SIGTERM handler that we took the place of
@@ -65,12 +71,16 @@ def refuse(reason: str, level: int = logging.ERROR) -> None:
         )
 
 
-def engine() -> Engine | None:
-    """The engine that runs in this process, or None."""
+def engine(*, restart: bool = True) -> Engine | None:
+    """The engine that runs in this process, or None.
+
+    Args:
+        restart: whether it is to run on in a process that was forked without a word to Python.
+    """
     running = _process.engine
     if running is not None and running.pid != os.getpid():
         # Forked by C code that does not tell Python (uWSGI does): do now what the hook would have.
-        _after_fork_in_child()
+        _after_fork_in_child(restart=restart)
         running = _process.engine
     return running
 
@@ -84,6 +94,7 @@ def attach(user: object, config: Config) -> bool:
         Whether one runs now. If not, the reason has been logged.
     """
     engine()  # notice a fork first
+    config = _anchored(config)
     with _process.lock:
         if _process.engine is None:
             started = _start(config)
@@ -121,7 +132,7 @@ def detach(user: object, timeout_s: float) -> bool:
 
 def stop_all(timeout_s: float) -> bool:
     """Stop the engine whoever uses it. Returns as `detach` does."""
-    engine()
+    engine(restart=False)
     with _process.lock:
         _process.users.clear()
         running = _process.engine
@@ -138,7 +149,21 @@ def first_user() -> object | None:
     return _process.users[0] if engine() is not None and _process.users else None
 
 
+def _anchored(config: Config) -> Config:
+    """With an absolute directory: child processes may start elsewhere, and write to the same."""
+    try:
+        return dataclasses.replace(config, output_dir=os.path.abspath(config.output_dir))
+    except OSError:  # the working directory is gone; the exporter will say so
+        return config
+
+
+def has_run() -> bool:
+    """Whether an engine was started in this process, be it in vain or stopped since."""
+    return _process.ran_in == os.getpid()
+
+
 def _start(config: Config) -> Engine | None:
+    _process.ran_in = os.getpid()
     try:
         sampler = load_sampler()
     except SamplerUnavailableError as error:
@@ -158,9 +183,14 @@ def _start(config: Config) -> Engine | None:
 
 
 def _stop(running: Engine, timeout_s: float) -> bool:
+    _process.stopping = running
     _process.engine = None
-    unhook_sigterm()
-    return running.stop(timeout_s)
+    try:
+        return running.stop(timeout_s)
+    finally:
+        _process.stopping = None
+        # Only now: whoever ends a process politely may lose patience while it exports.
+        unhook_sigterm()
 
 
 # -- exit and fork --------------------------------------------------------------------------------
@@ -172,7 +202,13 @@ def _hook_process() -> None:
         return
     _process.hooked = True
     atexit.register(_at_exit)
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    server_exits.watch(_before_sudden_exit)
+    os.register_at_fork(before=_hook_multiprocessing, after_in_child=_after_fork_in_child)
+    _hook_multiprocessing()
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        # Started in the middle of such a child: its after-fork registry has been run already.
+        _in_multiprocessing_child(_process)
 
 
 def _at_exit() -> None:
@@ -182,9 +218,19 @@ def _at_exit() -> None:
         logger.debug("the last export failed", exc_info=True)
 
 
-def _before_fork() -> None:
+def _before_sudden_exit() -> None:
+    running = _process.engine
+    if running is not None and running.pid == os.getpid():
+        try:
+            running.flush(SIGTERM_TIMEOUT_S)
+        except Exception:
+            logger.debug("the last export failed", exc_info=True)
+
+
+def _hook_multiprocessing() -> None:
     # multiprocessing's children leave by os._exit, and run only multiprocessing's own finalizers.
-    # Those are cleared after the fork hooks have run, hence its own after-fork registry.
+    # Those are cleared after the fork hooks have run, and in a child of its fork server after the
+    # main module was imported, hence its own after-fork registry.
     util = sys.modules.get("multiprocessing.util")
     if util is not None and not _process.hooked_multiprocessing:
         try:
@@ -201,7 +247,7 @@ def _in_multiprocessing_child(process: _Process) -> None:
     Finalize(None, _at_exit, exitpriority=-1_000_000)
 
 
-def _after_fork_in_child() -> None:
+def _after_fork_in_child(*, restart: bool = True) -> None:
     """The child starts clean: the parent sends the parent's data, the child its own."""
     try:
         # Whoever held it in the parent does not exist here.
@@ -211,7 +257,8 @@ def _after_fork_in_child() -> None:
             _process.inbox.forget()
             return
         parents.abandon()
-        _process.engine = _start(parents.config)
+        if restart:
+            _process.engine = _start(parents.config)
     except Exception:
         logger.debug("profiling does not go on in this child", exc_info=True)
 
@@ -221,9 +268,11 @@ def _after_fork_in_child() -> None:
 
 def hook_sigterm() -> None:
     """Flush when SIGTERM arrives, then go on as without us. Off unless the setting asks for it."""
-    if _process.sigterm_hooked:
-        return
     previous = signal.getsignal(signal.SIGTERM)
+    # Servers reset it in their workers. Over a handler of theirs we cannot go a second time: it may
+    # chain to ours.
+    if _process.sigterm_hooked and previous != signal.SIG_DFL:
+        return
     if previous == signal.SIG_IGN:
         return  # the process wants to survive it, and to be asked again would change that
     reason = None
@@ -254,7 +303,7 @@ def unhook_sigterm() -> None:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     # Takes no lock: the thread that it interrupts may hold any.
-    running = _process.engine
+    running = _process.engine or _process.stopping
     if running is not None and running.pid == os.getpid():
         running.flush(SIGTERM_TIMEOUT_S)
     previous = _process.previous_sigterm

@@ -28,6 +28,7 @@ def only_supervises(
     command_line: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     modules: Collection[str] | None = None,
+    executable: str | None = None,
 ) -> bool:
     """Whether the command line is one of a known supervisor of worker processes.
 
@@ -36,12 +37,17 @@ def only_supervises(
             in already while ``sitecustomize`` runs.
         environ: default ``os.environ``.
         modules: names of loaded modules, default ``sys.modules``.
+        executable: the program that runs the interpreter, default ``sys.executable``.
     """
     env = os.environ if environ is None else environ
-    # uWSGI embeds the interpreter: there is no command line of Python's.
+    line = sys.orig_argv if command_line is None else command_line
+    # uWSGI embeds the interpreter: there is no command line of Python's, and no module `uwsgi`
+    # either while `sitecustomize` runs.
     if "uwsgi" in (sys.modules if modules is None else modules):
         return True
-    line = sys.orig_argv if command_line is None else command_line
+    if not line:
+        embedder = sys.executable if executable is None else executable
+        return os.path.basename(embedder or "").startswith("uwsgi")
     program, arguments = _program(line)
     if program == "-c":
         return bool(arguments) and _HELPER.match(arguments[0].lstrip()) is not None
