@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make demo           build, run the example under opentelemetry-instrument, show its slowest spans
-# make test           the tests (PYTEST_ARGS="-k pool -x")
+# make test           the tests (PYTEST_ARGS="-k pool -x"; TEST_GROUPS=test leaves
+#                     the frameworks out)
 # make test-all       the tests on every interpreter found (3.11 to 3.15)
 # make test-oldest    the tests with the oldest dependencies that pyproject.toml allows, on 3.11
 # make native-test    the C++ unit tests (SANITIZE=address,undefined or SANITIZE=thread)
@@ -24,6 +25,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# Dependency groups of pyproject.toml. What is not installed is skipped, and said.
+TEST_GROUPS ?= test frameworks
 SANITIZE ?=
 
 py := $(VENV)/bin/python
@@ -43,7 +46,7 @@ help:
 demo: $(done)/built
 	$(VENV)/bin/proflink demo
 
-test: $(done)/built $(done)/test-tools
+test: $(done)/built $(TEST_GROUPS:%=$(done)/%-tools)
 	$(py) -m pytest $(PYTEST_ARGS)
 
 build: $(done)/built
@@ -77,7 +80,7 @@ test-oldest:
 	@set -e; read -r _ python < <(scripts/interpreters.sh 3.11) || exit 1; \
 	scripts/venv.sh "$$python" .venv-oldest; \
 	.venv-oldest/bin/python scripts/requirements.py --oldest > $(oldest); \
-	PIP_CONSTRAINT=$(oldest) $(MAKE) test VENV=.venv-oldest PYTHON="$$python"
+	PIP_CONSTRAINT=$(oldest) $(MAKE) test TEST_GROUPS=test VENV=.venv-oldest PYTHON="$$python"
 
 # CMake finds GoogleTest (Debian: libgtest-dev), Cython and CPython's headers.
 comma := ,
