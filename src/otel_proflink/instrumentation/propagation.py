@@ -23,7 +23,7 @@ from otel_proflink._linker import (
     link_for_context,
 )
 
-__all__ = ["LOCAL_ROOT_KEY", "SPAN_TYPE_KEY", "entries_of", "extract", "inject"]
+__all__ = ["LOCAL_ROOT_KEY", "SPAN_TYPE_KEY", "entries_of", "extract", "inject", "with_record"]
 
 # The API keeps its own key for baggage private; a context with nothing but baggage shows it.
 _BAGGAGE_KEY: Final = next(iter(baggage.set_baggage("", "", Context())))
@@ -55,7 +55,15 @@ def inject(context: Context) -> Context:
     Other keys and other baggage are kept. Without a valid span there is nothing to carry: the copy
     has neither entry, not even one that `context` had.
     """
-    return _copy_with(context, link_for_context(context))
+    link = link_for_context(context)
+    return with_record(context, {} if link is None else entries_of(link))
+
+
+def with_record(context: Context, record: Mapping[str, object]) -> Context:
+    """Return a copy of `context` that carries `record`, as made by `entries_of`, and no other."""
+    entries = context.get(_BAGGAGE_KEY)
+    kept = _without_record(entries) if isinstance(entries, dict) else {}
+    return _with_baggage(context, {**kept, **record})
 
 
 def extract(context: Context) -> tuple[Context, Link | None]:
@@ -70,14 +78,6 @@ def extract(context: Context) -> tuple[Context, Link | None]:
     if isinstance(entries, dict) and (LOCAL_ROOT_KEY in entries or SPAN_TYPE_KEY in entries):
         context = _with_baggage(context, _without_record(entries))
     return context, link
-
-
-def _copy_with(context: Context, link: Link | None) -> Context:
-    record = {} if link is None else entries_of(link)
-    entries = context.get(_BAGGAGE_KEY)
-    if isinstance(entries, dict):
-        record = _without_record(entries) | record
-    return _with_baggage(context, record)
 
 
 def _with_baggage(context: Context, entries: Mapping[str, object]) -> Context:

@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import thread as _pool_module
 from typing import Any, Final
 
-import wrapt
 from opentelemetry.context import Context, attach, detach
 
 from otel_proflink._linker import PropagatedCall, propagated
+from otel_proflink.instrumentation.wrappers import install, remove
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +34,19 @@ def instrument() -> None:
     """Wrap the thread pool. Does nothing where it is wrapped already."""
     global _active
     _active = True
-    if not _install(ThreadPoolExecutor, "submit", _propagating):
+    if not install(ThreadPoolExecutor, "submit", _propagating):
         logger.warning("ThreadPoolExecutor.submit was not found: pool work will carry no span")
     # A detail of CPython's. Where it is missing, only idle time between tasks may carry a label,
     # and only beside an instrumentation that gives threads a context for life.
-    _install(_pool_module, "_worker", _unlabelled)
+    install(_pool_module, "_worker", _unlabelled)
 
 
 def uninstrument() -> None:
     """Take our wrappers out, and nobody else's. Tasks that are queued keep their context."""
     global _active
     _active = False
-    _remove(ThreadPoolExecutor, "submit")
-    _remove(_pool_module, "_worker")
+    remove(ThreadPoolExecutor, "submit")
+    remove(_pool_module, "_worker")
 
 
 def _propagating(stock: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
@@ -95,57 +95,3 @@ def _unlabelled(stock: Callable[..., None]) -> Callable[..., None]:
             detach(token)
 
     return run_worker
-
-
-# Where our wrappers sit. `opentelemetry.instrumentation.utils.unwrap`, by which instrumentations
-# take themselves out, takes off the outermost wrapt proxy, whosoever it is. So ours are no proxies
-# (which would also double the cost of a submit) and go below all of them: whoever comes and goes,
-# in whatever order, each takes off its own.
-
-# wrapt 2 has a proxy class below `ObjectProxy`.
-_PROXY: Final[type] = next(
-    getattr(wrapt, name) for name in ("BaseObjectProxy", "ObjectProxy") if hasattr(wrapt, name)
-)
-
-# (owner, name) -> our wrapper there. By identity: `functools.wraps` copies any mark that a function
-# could bear to the wrappers around it.
-_ours: dict[tuple[Any, str], Callable[..., Any]] = {}
-
-
-def _install(
-    owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> bool:
-    outer, innermost = _innermost(owner, name)
-    if not callable(innermost):
-        return False
-    if innermost is not _ours.get((owner, name)):
-        ours = _ours[owner, name] = wrap(innermost)
-        _put(owner, name, outer, ours)
-    return True
-
-
-def _remove(owner: Any, name: str) -> None:
-    ours = _ours.pop((owner, name), None)
-    outer, innermost = _innermost(owner, name)
-    if ours is not None and innermost is ours:
-        _put(owner, name, outer, ours.__wrapped__)  # type: ignore[attr-defined]
-
-
-def _innermost(owner: Any, name: str) -> tuple[Any, Any]:
-    """Return the last wrapt proxy around `owner.name`, None if there is none, and what it wraps."""
-    outer, current = None, vars(owner).get(name)
-    # Not isinstance: a proxy gives the class of what it wraps as its own.
-    while issubclass(type(current), _PROXY):
-        # `unwrap` leaves a bound wrapper in place of a nested one, which looks at its parent's
-        # `__wrapped__` when it is bound again, not at its own.
-        parent = getattr(current, "_self_parent", None)
-        outer = current if parent is None else parent
-        current = outer.__wrapped__
-    return outer, current
-
-
-def _put(owner: Any, name: str, outer: Any, function: Callable[..., Any]) -> None:
-    if outer is None:
-        setattr(owner, name, function)
-    else:
-        outer.__wrapped__ = function
