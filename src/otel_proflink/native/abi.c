@@ -207,6 +207,8 @@ static void fill(ProflinkAbi* abi) {
 #endif
     abi->gil_begin = (uintptr_t)gil;
     abi->gil_end = (uintptr_t)(gil + 1);
+    abi->gil_holder = (uintptr_t)&gil->last_holder;
+    abi->gil_locked = (uintptr_t)&gil->locked;
     fill_objects(abi);
     fill_frames(abi);
     fill_threads(abi);

@@ -91,6 +91,8 @@ typedef struct {
     uintptr_t interpreter;
     uintptr_t gil_begin; /* the main interpreter's GIL: a futex in here is a wait for it */
     uintptr_t gil_end;
+    uintptr_t gil_holder; /* where it says which thread state took it last, */
+    uintptr_t gil_locked; /* and whether somebody holds it: an int */
     uintptr_t code_type;
     uintptr_t context_type;
     uintptr_t bitmap_type; /* HAMT node types, learnt by the self-test */

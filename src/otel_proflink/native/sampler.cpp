@@ -3,6 +3,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -33,6 +34,8 @@ constexpr std::uint32_t kIdlePollsPerTick = 24;
 constexpr std::uint32_t kMaxOpenFiles = 24;
 // What a look at a thread still counts for sixteen looks later is a third.
 constexpr double kRecent = 15.0 / 16.0;
+// Ticks between two looks at how many CPUs there are for us.
+constexpr std::uint64_t kAffinityEvery = 256;
 // Coroutines of one waiting task that are kept, from the innermost on.
 constexpr std::uint32_t kMaxAwaitFrames = 128;
 // Ticks are moved by up to this fraction of a period, so that they do not beat with the workload.
@@ -43,6 +46,12 @@ std::uint64_t clock_ns(clockid_t clock) noexcept {
     clock_gettime(clock, &time);
     return static_cast<std::uint64_t>(time.tv_sec) * kSecond +
            static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+int usable_cpus() noexcept {
+    cpu_set_t set;
+    // More CPUs than the set holds: more than one, then.
+    return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 2;
 }
 
 timespec to_timespec(std::uint64_t ns) noexcept {
@@ -83,6 +92,7 @@ class Sampler {
     bool begin_profile(Profile* profile, std::uint64_t now) noexcept;
     std::uint32_t profiled_thread(SampledThread& thread) noexcept;
     ThreadState state_of(SampledThread& thread) noexcept;
+    bool was_on_cpu(const SampledThread& thread) noexcept;
 
     ProflinkAbi abi_{};
     ProcessMemory memory_;
@@ -102,6 +112,7 @@ class Sampler {
     std::uint64_t interval_began_ns_ = 0;
     std::uint64_t tick_number_ = 0;
     bool awaits_ = false;
+    int cpus_ = 1;  // that this thread may run on
     std::uint64_t random_ = 0x9e3779b97f4a7c15u;
     SamplerStats stats_{};
 };
@@ -208,6 +219,7 @@ void Sampler::run() noexcept {
 void Sampler::tick(std::uint64_t now) noexcept {
     ++stats_.ticks;
     ++tick_number_;
+    if (tick_number_ % kAffinityEvery == 1) cpus_ = usable_cpus();
     threads_.refresh(tick_number_, now, period_ns_, false);
     for (std::uint32_t i = 0; i < threads_.size();) poll(&i, now);
     stats_.threads = threads_.size();
@@ -300,6 +312,21 @@ ThreadState Sampler::state_of(SampledThread& thread) noexcept {
     return thread.state_file.read(thread.key.tid, abi_.gil_begin, abi_.gil_end, keep);
 }
 
+// A runnable thread may be waiting for a CPU: one that was just woken still shows where it slept,
+// and what its clock has moved by is the work before that. On another CPU than ours a thread that
+// runs moves its clock while it is read. One whose clock stands still was either put off its CPU by
+// this very thread, as the holder of the GIL at most times, or waits. With one CPU only, all of
+// them are off it and nothing tells.
+bool Sampler::was_on_cpu(const SampledThread& thread) noexcept {
+    std::uint64_t cpu = 0;
+    if (cpus_ == 1 || !thread_cpu_ns(thread.key.tid, &cpu) || cpu != thread.cpu_ns) return true;
+    std::uintptr_t holder = 0;
+    std::int32_t locked = 0;
+    const ReadRequest requests[] = {{abi_.gil_holder, &holder, sizeof(holder)},
+                                    {abi_.gil_locked, &locked, sizeof(locked)}};
+    return !memory_.read(requests, 2) || (locked != 0 && holder == thread.key.tstate);
+}
+
 // Reads one thread and books what it shows. False: the thread state is not this thread's any more.
 bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t moved) noexcept {
     ++stats_.snapshots;
@@ -356,7 +383,7 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     ++sample.count;
     sample.wall_ns += elapsed;
     LinkTotals share{1, 0, elapsed, state == ThreadState::gil_wait ? elapsed : std::uint64_t{0}};
-    if (state == ThreadState::running && moved != 0) {
+    if (state == ThreadState::running && moved != 0 && was_on_cpu(thread)) {
         sample.cpu_ns += elapsed;
         profile_->threads[thread.profiled].cpu_sampled_ns += elapsed;
         // The encoder knows the whole interval; a span may end now.
