@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes in odd circumstances: other propagators, ends, failures, profilers of their own."""
+"""Child processes: other propagators, sudden ends, failures, profilers of their own."""
 
 from __future__ import annotations
 
