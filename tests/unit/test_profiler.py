@@ -927,6 +927,9 @@ def test_helpers_of_multiprocessing_are_known(command: str, expected: bool) -> N
 
 def test_uwsgi_is_known() -> None:
     assert only_supervises(["uwsgi"], {}, modules={"uwsgi"})
+    # While `sitecustomize` runs it has no module yet, and no command line of Python's.
+    assert only_supervises([], {}, modules=(), executable="/usr/bin/uwsgi")
+    assert not only_supervises([], {}, modules=(), executable="/usr/bin/python3")
 
 
 # -- the inbox ------------------------------------------------------------------------------------
