@@ -34,7 +34,7 @@ def watch(flush: _Flush) -> None:
         flush: exports what was sampled; bounded in time, must not raise.
     """
     for module, hook in _HOOKS.items():
-        wrapt.register_post_import_hook(  # type: ignore[attr-defined, no-untyped-call]
+        wrapt.register_post_import_hook(  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
             _guarded(hook, flush), module
         )
 

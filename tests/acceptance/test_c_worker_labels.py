@@ -363,7 +363,7 @@ def test_c_random_mix(tmp_path: Path) -> None:
     verdict = truth.verdict()
     verdict.assert_right(min_samples=0, min_total=1000)
     untraced = [name for name, expected in truth.expected.items() if expected is None]
-    assert verdict.total(untraced).right > 20
+    assert verdict.total(untraced).right > 20, "too few samples"
 
 
 def test_the_harness_finds_what_is_wrong(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_the_harness_finds_what_is_wrong(tmp_path: Path) -> None:
         truth.burn(Label.of(root))  # a lie: no label at all
     verdict = verify(read_profiles(tmp_path), truth.expected)
     right, lie, wrong, none = verdict.counts.values()
-    assert right.right > 0
+    assert right.right > 0, "too few samples"
     assert (right.wrong, right.unknown) == (0, 0)
     assert lie.wrong > 0
     assert lie.right == 0

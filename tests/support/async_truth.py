@@ -103,7 +103,7 @@ def assert_right(
     total = MIN_SAMPLES * len(verdict.counts) if min_total is None else min_total
     verdict.assert_right(min_samples=0, min_total=total, max_unknown=max_unknown)
     unseen = [name for name, counts in verdict.counts.items() if not counts.total]
-    assert len(unseen) <= max(2, 0.25 * len(verdict.counts)), f"never sampled: {unseen}"
+    assert len(unseen) <= max(2, 0.25 * len(verdict.counts)), f"too few samples: none of {unseen}"
 
 
 @contextlib.contextmanager

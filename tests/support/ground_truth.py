@@ -153,9 +153,9 @@ class Verdict:
         }
         assert not wrong, f"wrong labels (expected, how many, examples): {detail}"
         poor = {name: c.total for name, c in self.counts.items() if c.total < min_samples}
-        assert not poor, f"functions with fewer than {min_samples} on-CPU samples: {poor}"
+        assert not poor, f"too few samples: functions with fewer than {min_samples}: {poor}"
         total = self.total()
-        assert total.total >= min_total, f"{total.total} on-CPU samples, wanted {min_total}"
+        assert total.total >= min_total, f"too few samples: {total.total}, wanted {min_total}"
         labelled = self.total(n for n in self.counts if self.expected[n] is not None)
         assert labelled.unknown <= max_unknown * labelled.total, (
             f"{labelled.unknown} of {labelled.total} samples of labelled work carry no label"

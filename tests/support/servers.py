@@ -145,11 +145,11 @@ class Ended:
         for kind in set(kinds.values()):
             units = [unit for unit in expected if kinds[unit] == kind]
             seen = verdict.total(units).total
-            assert seen >= MIN_SAMPLES * len(units), f"{kind}: {seen} on-CPU samples"
+            assert seen >= MIN_SAMPLES * len(units), f"too few samples: {seen} of {kind}"
         workers = {reply.pid for reply in replies}
         for pid in workers:
             found = self.functions(pid) & set(expected)
-            assert found, f"nothing of process {pid}"
+            assert found, f"too few samples: none of process {pid}"
             assert found <= {u for r in replies if r.pid == pid for u in r.truth}, f"process {pid}"
         assert workers <= self.pids()
         if self.pid not in workers:

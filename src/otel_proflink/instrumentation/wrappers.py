@@ -77,7 +77,7 @@ def when_imported(name: str, wrap: Callable[[ModuleType], object]) -> None:
         _guarded(wrap, sys.modules[name])
     elif (name, wrap) not in _awaited:
         _awaited.add((name, wrap))
-        wrapt.register_post_import_hook(  # type: ignore[attr-defined, no-untyped-call]
+        wrapt.register_post_import_hook(  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
             lambda module: _guarded(wrap, module), name
         )
 
