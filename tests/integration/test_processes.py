@@ -120,8 +120,10 @@ def main():
     ]
     wall = sum(sample.values["wall"] for sample in waiting)
     assert wall > 300_000_000
-    # The unpickling of the task and the sending of its result are the loop's, too.
-    assert not [sample.labels for sample in waiting if "trace_id" in sample.labels]
+    # The unpickling of the task and the sending of its result are the loop's, too. A tick may meet
+    # the instant between the attach and the task's own frame: the callable that attaches has none.
+    labelled = sum(sample.values["wall"] for sample in waiting if "trace_id" in sample.labels)
+    assert labelled < 0.1 * wall, labelled
 
 
 PROCESS = """
