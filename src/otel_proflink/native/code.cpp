@@ -48,6 +48,21 @@ std::uint32_t DeadCodes::drain(std::uintptr_t* out, std::uint32_t capacity) noex
     return static_cast<std::uint32_t>(count);
 }
 
+bool DeadCodes::since(std::uint64_t then, const Chain& chain) const noexcept {
+    const std::uint64_t head = reported();
+    if (head - then > kCapacity) return true;
+    for (std::uint64_t at = then; at != head; ++at) {
+        const std::uint64_t packed = ring_[at % kCapacity].load(std::memory_order_acquire);
+        if (((packed ^ pack(0, at)) & ((1u << kLapBits) - 1)) != 0) return true;
+        const std::uintptr_t code =
+            static_cast<std::uintptr_t>(packed >> kLapBits) * alignof(void*);
+        for (std::uint32_t i = 0; i < chain.count; ++i) {
+            if (chain.frames[i].code == code) return true;
+        }
+    }
+    return false;
+}
+
 bool CodeTable::begin(Profile* profile, DeadCodes* deaths) noexcept {
     profile_ = profile;
     deaths_ = deaths;
@@ -207,6 +222,17 @@ bool CodeTable::visit(const Chain& chain) noexcept {
         if (stack_[stack_size_] != kNoEntry) ++stack_size_;
     }
     return drain(&chain);
+}
+
+// What is read now is what the frames ran if none of it has died in the meantime.
+bool CodeTable::visit_late(const Chain& chain, std::uint64_t then) noexcept {
+    prepare();
+    if (deaths_ != nullptr && deaths_->since(then, chain)) return false;
+    // visit() sees to the deaths from here on.
+    const bool known = visit(chain);
+    if (known) frames_proven();
+    rollback();
+    return known;
 }
 
 std::uint32_t CodeTable::intern_stack() noexcept { return profile_->stack(stack_, stack_size_); }

@@ -16,6 +16,10 @@ namespace otel_proflink {
 class DeadCodes {
   public:
     void push(std::uintptr_t code) noexcept;
+    // Deaths ever reported: a point in time, for `since`.
+    std::uint64_t reported() const noexcept { return head_.load(std::memory_order_acquire); }
+    // Whether one of the chain's code objects died since then, as far as can be told: true, if not.
+    bool since(std::uint64_t then, const Chain& chain) const noexcept;
     // Moves what was pushed since the last call into `out`; kNoEntry: some were lost, distrust all.
     std::uint32_t drain(std::uintptr_t* out, std::uint32_t capacity) noexcept;
 
@@ -55,6 +59,10 @@ class CodeTable final : public FrameVisitor {
     // What visit() learnt is kept once the frames are proven, whatever becomes of the label: the
     // code objects lived then, and no death was reported until all of them had been read.
     void frames_proven() noexcept override { pending_ = 0; }
+    // The chain of a record: its frames lived when `then` deaths had been reported. False: what its
+    // code objects were can no longer be told.
+    bool visit_late(const Chain& chain, std::uint64_t then) noexcept;
+
     // After an attempt: forgets what was learnt from frames that were not proven.
     void rollback() noexcept;
 

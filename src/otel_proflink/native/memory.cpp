@@ -3,14 +3,9 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 namespace otel_proflink {
-namespace {
-// One system call's worth; the arrays live on the sampler's stack.
-constexpr int kBatch = 64;
-}  // namespace
 
 bool ProcessMemory::read(const ReadRequest* requests, int count) noexcept {
     const bool ok = fd_ >= 0 ? read_file(requests, count) : read_vm(requests, count);
@@ -19,17 +14,15 @@ bool ProcessMemory::read(const ReadRequest* requests, int count) noexcept {
 }
 
 bool ProcessMemory::read_vm(const ReadRequest* requests, int count) noexcept {
-    iovec local[kBatch];
-    iovec remote[kBatch];
     while (count > 0) {
         const int n = count < kBatch ? count : kBatch;
         ssize_t total = 0;
         for (int i = 0; i < n; ++i) {
-            local[i] = {requests[i].into, requests[i].size};
-            remote[i] = {reinterpret_cast<void*>(requests[i].address), requests[i].size};
+            local_[i] = {requests[i].into, requests[i].size};
+            remote_[i] = {reinterpret_cast<void*>(requests[i].address), requests[i].size};
             total += static_cast<ssize_t>(requests[i].size);
         }
-        if (process_vm_readv(pid_, local, static_cast<unsigned long>(n), remote,
+        if (process_vm_readv(pid_, local_, static_cast<unsigned long>(n), remote_,
                              static_cast<unsigned long>(n), 0) != total) {
             return false;
         }

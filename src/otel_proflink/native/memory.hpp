@@ -3,6 +3,8 @@
 // Fault-free reads of our own process's memory: any address may be asked for.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstdint>
 
 #include "export.hpp"
@@ -50,9 +52,14 @@ class ProcessMemory final : public Memory {
     bool read_file(const ReadRequest* requests, int count) noexcept;
     bool probe() noexcept;
 
+    // One system call's worth. Not on the stack, which may be a signal handler's small one.
+    static constexpr int kBatch = 64;
+
     int pid_ = 0;
     int fd_ = -1;
     std::uint64_t failures_ = 0;
+    iovec local_[kBatch];
+    iovec remote_[kBatch];
 };
 
 }  // namespace otel_proflink

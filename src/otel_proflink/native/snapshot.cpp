@@ -87,6 +87,55 @@ SnapshotResult Snapshotter::take(const ThreadKey& thread, ThreadCache* cache, Ch
     return result;
 }
 
+bool Snapshotter::read_chain(const ThreadKey& thread, ThreadCache* cache, const Head& head,
+                             const ReadRequest& also, Chain* chain) noexcept {
+    StackRoot root{head.stack, thread.tstate, head.frame, cache->outer_cframe, 0};
+    reader_.reset();
+    bool walked = false;
+    for (int copy = 0; copy < kCopies && !walked; ++copy) {
+        std::uintptr_t leaf = 0;
+        const FrameReader::Begin begun = reader_.begin(&root, &cache->scattered, also, &leaf);
+        if (begun == FrameReader::Begin::failed) return false;
+        if (begun == FrameReader::Begin::moved) continue;
+        walked = walk(reader_, abi_, root, leaf, chain) && reader_.settled();
+    }
+    cache->outer_cframe = root.outer;
+    return walked;
+}
+
+SnapshotResult Snapshotter::take_own(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
+                                     Label* label) noexcept {
+    Head head;
+    *label = Label{};
+    chain->count = chain->omitted = 0;
+    if (!read_head(thread, cache, &head)) return SnapshotResult::torn;
+    read_counters(thread, &head.proof);
+    if (head.id != thread.id || head.interp != abi_.interpreter ||
+        head.native_id != static_cast<std::uint64_t>(thread.tid)) {
+        return SnapshotResult::gone;
+    }
+    std::uintptr_t variables = 0;
+    ReadRequest also{0, nullptr, 0};
+    const bool cached = head.proof.same(cache->proof);
+    if (!cached && head.proof.context != 0) {
+        also = {head.proof.context + abi_.context.context_vars, &variables, sizeof(variables)};
+    }
+    const bool walked = read_chain(thread, cache, head, also, chain);
+    // Chunks of another size may come to lie at the same address.
+    if (!walked) cache->chunk = 0;
+    if (cached) {
+        *label = cache->label;
+    } else if (walked) {
+        // In the middle of an attach as well: the variable has its old value or its new one.
+        *label = read_label(memory_, abi_, key_, head.proof.context, variables);
+        cache->proof = head.proof;
+        cache->label = *label;
+        if (label->state == LabelState::unknown) cache->proof.at_rest = false;
+    }
+    if (!walked) return SnapshotResult::torn;
+    return chain->count == 0 ? SnapshotResult::no_frames : SnapshotResult::ok;
+}
+
 SnapshotResult Snapshotter::attempt(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
                                     FrameVisitor* visitor) noexcept {
     Head before;
@@ -107,22 +156,7 @@ SnapshotResult Snapshotter::attempt(const ThreadKey& thread, ThreadCache* cache,
     if (!cached && before.proof.context != 0) {
         also = {variables_at, &variables, sizeof(variables)};
     }
-    StackRoot root{before.stack, thread.tstate, before.frame, cache->outer_cframe, 0};
-    reader_.reset();
-    bool walked = false;
-    for (int copy = 0; copy < kCopies && !walked; ++copy) {
-        std::uintptr_t leaf = 0;
-        switch (reader_.begin(&root, &cache->scattered, also, &leaf)) {
-            case FrameReader::Begin::failed:
-                return SnapshotResult::torn;
-            case FrameReader::Begin::moved:
-                continue;
-            case FrameReader::Begin::ok:
-                walked = walk(reader_, abi_, root, leaf, chain) && reader_.settled();
-        }
-    }
-    cache->outer_cframe = root.outer;
-    if (!walked) return SnapshotResult::torn;
+    if (!read_chain(thread, cache, before, also, chain)) return SnapshotResult::torn;
     LabelSource source;
     const Label label =
         cached ? cache->label

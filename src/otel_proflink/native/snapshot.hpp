@@ -75,6 +75,11 @@ class Snapshotter {
     SnapshotResult take(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
                         FrameVisitor* visitor) noexcept;
 
+    // Of the calling thread, within a signal handler: it stands still, so what is read once belongs
+    // together. `torn`: it was interrupted where the interpreter has a frame half made.
+    SnapshotResult take_own(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
+                            Label* label) noexcept;
+
   private:
     struct Head {
         std::uintptr_t interp;
@@ -94,6 +99,8 @@ class Snapshotter {
     static void read_counters(const ThreadKey& thread, LabelProof* proof) noexcept;
     SnapshotResult attempt(const ThreadKey& thread, ThreadCache* cache, Chain* chain,
                            FrameVisitor* visitor) noexcept;
+    bool read_chain(const ThreadKey& thread, ThreadCache* cache, const Head& head,
+                    const ReadRequest& also, Chain* chain) noexcept;
     void parse_head(const unsigned char* raw, Head* head) noexcept;
     bool read_head(const ThreadKey& thread, ThreadCache* cache, Head* head) noexcept;
 

@@ -28,27 +28,40 @@ bool thread_cpu_ns(std::int32_t tid, std::uint64_t* ns) noexcept {
     return true;
 }
 
-ThreadState StateFile::read(std::int32_t tid, std::uintptr_t gil_begin, std::uintptr_t gil_end,
-                            bool keep_open) noexcept {
+std::size_t TaskFile::read(std::int32_t tid, const char* name, char* text, std::size_t capacity,
+                           bool keep_open) noexcept {
     int fd = fd_;
     if (fd < 0) {
         char path[64];
-        std::snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", tid);
+        std::snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
         fd = open(path, O_RDONLY | O_CLOEXEC);
         if (keep_open) fd_ = fd;
     }
-    char text[256];
-    const ssize_t size = fd < 0 ? -1 : pread(fd, text, sizeof(text) - 1, 0);
+    const ssize_t size = fd < 0 ? -1 : pread(fd, text, capacity - 1, 0);
     if (fd >= 0 && fd != fd_) ::close(fd);
     if (size <= 0) {
         close();
+        return 0;
+    }
+    text[size] = '\0';
+    return static_cast<std::size_t>(size);
+}
+
+void TaskFile::close() noexcept {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+}
+
+ThreadState StateFile::read(std::int32_t tid, std::uintptr_t gil_begin, std::uintptr_t gil_end,
+                            bool keep_open) noexcept {
+    char text[256];
+    if (state_.read(tid, "syscall", text, sizeof(text), keep_open) == 0) {
         // A thread that is just gone looks the same; then its CPU clock will say so next time.
         if (access("/proc/self/syscall", R_OK) != 0) {
             g_available.store(false, std::memory_order_relaxed);
         }
         return ThreadState::running;
     }
-    text[size] = '\0';
     if (std::strncmp(text, "running", 7) == 0) return ThreadState::running;
     char* rest = nullptr;
     const long number = std::strtol(text, &rest, 10);
@@ -59,9 +72,20 @@ ThreadState StateFile::read(std::int32_t tid, std::uintptr_t gil_begin, std::uin
     return ThreadState::blocked;
 }
 
+bool StateFile::preemptions(std::int32_t tid, std::uint64_t* count, bool keep_open) noexcept {
+    // Some 1.5 kB on a machine with few CPUs; what is looked for stands at the end.
+    char text[8192];
+    constexpr char kLabel[] = "\nnonvoluntary_ctxt_switches:";
+    if (status_.read(tid, "status", text, sizeof(text), keep_open) == 0) return false;
+    const char* found = std::strstr(text, kLabel);
+    if (found == nullptr) return false;
+    *count = std::strtoull(found + sizeof(kLabel) - 1, nullptr, 10);
+    return true;
+}
+
 void StateFile::close() noexcept {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = -1;
+    state_.close();
+    status_.close();
 }
 
 }  // namespace otel_proflink

@@ -23,6 +23,7 @@ struct SampledThread {
     // CPU time by its clock and by its on-CPU samples, of about the last sixteen looks at it.
     double recent_clock_ns = 0;
     double recent_sampled_ns = 0;
+    std::uint64_t preemptions = 0;     // when last looked at, with one CPU only
     std::uint64_t cpu_carried_ns = 0;  // burnt in an earlier interval that had no sample for it
     bool fresh = true;                 // to be read even if its clock stands still
 };

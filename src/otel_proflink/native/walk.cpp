@@ -36,17 +36,16 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     known_ = *scattered;
     met_ = scattered;
     met_->count = 0;
-    ReadRequest requests[2 * ScatteredFrames::kMax + 10];
     int count = 0;
     // The thread must be in the _PyCFrame that is read before the first copy and after the last.
     std::uintptr_t cframe_before = root->cframe;
     if (abi_.thread.has_cframe) {
-        requests[count++] = {root->tstate + abi_.thread.frame, &cframe_before,
-                             sizeof(cframe_before)};
+        requests_[count++] = {root->tstate + abi_.thread.frame, &cframe_before,
+                              sizeof(cframe_before)};
     }
-    if (also.size != 0) requests[count++] = also;
+    if (also.size != 0) requests_[count++] = also;
     for (std::uint32_t i = 0; i < known_.count; ++i) {
-        requests[count++] = {known_.addresses[i], known_first_[i], abi_.frame.size};
+        requests_[count++] = {known_.addresses[i], known_first_[i], abi_.frame.size};
     }
     if (plausible(stack.chunk) && plausible(stack.top) && stack.size <= kMaxChunkSize &&
         stack.top >= stack.chunk + abi_.frame.chunk_data && stack.top - stack.chunk <= stack.size) {
@@ -59,30 +58,30 @@ FrameReader::Begin FrameReader::begin(StackRoot* root, ScatteredFrames* scattere
     const auto size = static_cast<std::uint32_t>(hot_.end - hot_.begin);
     std::uintptr_t cframe = root->cframe;
     std::uintptr_t loop[2] = {0, root->outer};  // of the _PyCFrame: current_frame, previous
-    if (size != 0) requests[count++] = {hot_.begin, first_, size};
+    if (size != 0) requests_[count++] = {hot_.begin, first_, size};
     std::uintptr_t top_before = stack.top;
     std::uintptr_t top_after = stack.top;
     if (abi_.thread.has_cframe) {
         const std::uintptr_t top_at = root->tstate + abi_.thread.datastack_top;
-        requests[count++] = {top_at, &top_before, sizeof(top_before)};
-        requests[count++] = {root->cframe + abi_.thread.cframe_frame, loop, sizeof(loop)};
-        requests[count++] = {top_at, &top_after, sizeof(top_after)};
+        requests_[count++] = {top_at, &top_before, sizeof(top_before)};
+        requests_[count++] = {root->cframe + abi_.thread.cframe_frame, loop, sizeof(loop)};
+        requests_[count++] = {top_at, &top_after, sizeof(top_after)};
         if (root->outer != 0) {
-            requests[count++] = {root->outer + abi_.thread.cframe_frame, &root->outer_frame,
-                                 sizeof(root->outer_frame)};
+            requests_[count++] = {root->outer + abi_.thread.cframe_frame, &root->outer_frame,
+                                  sizeof(root->outer_frame)};
         }
     } else {
-        requests[count++] = {root->tstate + abi_.thread.frame, leaf, sizeof(*leaf)};
+        requests_[count++] = {root->tstate + abi_.thread.frame, leaf, sizeof(*leaf)};
     }
-    if (size != 0) requests[count++] = {hot_.begin, second_, size};
+    if (size != 0) requests_[count++] = {hot_.begin, second_, size};
     for (std::uint32_t i = 0; i < known_.count; ++i) {
-        requests[count++] = {known_.addresses[i], known_second_[i], abi_.frame.size};
+        requests_[count++] = {known_.addresses[i], known_second_[i], abi_.frame.size};
     }
     // A _PyCFrame that the thread has left still holds a frame, but not a live one.
     if (abi_.thread.has_cframe) {
-        requests[count++] = {root->tstate + abi_.thread.frame, &cframe, sizeof(cframe)};
+        requests_[count++] = {root->tstate + abi_.thread.frame, &cframe, sizeof(cframe)};
     }
-    if (!memory_.read(requests, count)) {
+    if (!memory_.read(requests_, count)) {
         // What is only remembered may be gone with its memory.
         const bool remembered = known_.count != 0 || root->outer != 0;
         root->outer = 0;

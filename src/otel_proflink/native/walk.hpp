@@ -126,6 +126,7 @@ class FrameReader {
     bool fresh_ = false;
     ScatteredFrames known_;  // what the copies hold
     ScatteredFrames* met_ = nullptr;
+    ReadRequest requests_[2 * ScatteredFrames::kMax + 10];  // not on a signal handler's stack
     unsigned char first_[kHot + kSlack];
     unsigned char second_[kHot + kSlack];
     unsigned char known_first_[ScatteredFrames::kMax][kMaxFrameSize];

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sampler's state, and the two halves of what works on it: life cycle (sampler.cpp), and what a
+// tick does (tick.cpp).
+#pragma once
+
+#include <pthread.h>
+#include <time.h>
+
+#include <atomic>
+
+#include "code.hpp"
+#include "sampler.hpp"
+#include "threads.hpp"
+
+namespace otel_proflink {
+
+inline constexpr std::uint64_t kSecond = 1'000'000'000;
+
+inline std::uint64_t clock_ns(clockid_t clock) noexcept {
+    timespec time;
+    clock_gettime(clock, &time);
+    return static_cast<std::uint64_t>(time.tv_sec) * kSecond +
+           static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+class Sampler {
+  public:
+    Sampler() noexcept
+        : threads_(memory_, abi_),
+          codes_(memory_, abi_),
+          snapshotter_(memory_, abi_, context_key()) {}
+
+    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept;
+    void stop() noexcept;
+    bool running() const noexcept { return running_; }
+    void ignore(std::int32_t tid, bool ignored) noexcept;
+    void add_awaits(const AwaitSample* samples, std::size_t count) noexcept;
+    Profile* swap() noexcept;
+    float fill() noexcept;
+    SamplerStats stats() noexcept;
+    const char* reader() const noexcept { return memory_.name(); }
+
+    void before_fork() noexcept { pthread_mutex_lock(&mutex_); }
+    void after_fork_in_parent() noexcept { pthread_mutex_unlock(&mutex_); }
+    void after_fork_in_child() noexcept;
+
+  private:
+    static void* thread_main(void* self) noexcept;
+    void run() noexcept;
+    bool sleep_until(std::uint64_t deadline) noexcept;
+    void tick(std::uint64_t now) noexcept;
+    void poll(std::uint32_t* index, std::uint64_t now) noexcept;
+    bool observe(SampledThread& thread, std::uint64_t now, std::uint64_t cpu_moved) noexcept;
+    void credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept;
+    void account(const SampledThread& thread, const LinkTotals& share) noexcept;
+    void close_interval(std::uint64_t now) noexcept;
+    bool begin_profile(Profile* profile, std::uint64_t now) noexcept;
+    std::uint32_t profiled_thread(SampledThread& thread) noexcept;
+    ThreadState state_of(SampledThread& thread) noexcept;
+    bool was_on_cpu(const SampledThread& thread) noexcept;
+    bool was_preempted(SampledThread& thread) noexcept;
+
+    ProflinkAbi abi_{};
+    ProcessMemory memory_;
+    ThreadList threads_;
+    CodeTable codes_;
+    Snapshotter snapshotter_;
+    Chain chain_;
+    Profile* profile_ = nullptr;
+
+    // Held for the length of a tick, a swap or a fork; application threads meet it only in fork.
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t thread_{};
+    bool running_ = false;
+    // 1: the thread is to end. A futex, so that a tick's sleep costs one system call.
+    std::atomic<std::uint32_t> stopping_{0};
+    std::uint64_t period_ns_ = 0;
+    std::uint64_t interval_began_ns_ = 0;
+    std::uint64_t tick_number_ = 0;
+    bool awaits_ = false;
+    int cpus_ = 1;  // that this thread may run on
+    std::uint64_t random_ = 0x9e3779b97f4a7c15u;
+    SamplerStats stats_{};
+};
+
+}  // namespace otel_proflink
