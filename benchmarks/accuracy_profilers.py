@@ -14,9 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Tracer, get_current_span, get_tracer
+
+if TYPE_CHECKING:
+    from otel_proflink.config import EngineName
 
 
 class Profiler:
@@ -56,6 +60,8 @@ class Profiler:
 class Proflink(Profiler):
     """Ours, with the pool's propagation."""
 
+    engine: EngineName = "sweep"
+
     def __init__(self, directory: Path, rate_hz: float, sink: str) -> None:
         super().__init__(directory, rate_hz, sink)
         from opentelemetry.sdk.trace import TracerProvider
@@ -70,6 +76,7 @@ class Proflink(Profiler):
                 exporter="pprof",
                 output_dir=os.fspath(directory),
                 sample_rate_hz=rate_hz,
+                engine=self.engine,
                 start="now",
             )
         )
@@ -89,6 +96,12 @@ class Proflink(Profiler):
 
     def stop(self) -> None:
         self._profiler.stop()
+
+
+class ProflinkTimers(Proflink):
+    """Ours, CPU sampled by timers."""
+
+    engine = "cpu_timer"
 
 
 class Ddtrace(Profiler):
@@ -168,6 +181,7 @@ def _tags(span: Span) -> dict[str, str]:
 
 PROFILERS: dict[str, type[Profiler]] = {
     "proflink": Proflink,
+    "cpu_timer": ProflinkTimers,
     "ddtrace": Ddtrace,
     "pyroscope": Pyroscope,
 }

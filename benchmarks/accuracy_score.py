@@ -199,7 +199,12 @@ def _pyroscope(_directory: Path, pushed: Iterable[bytes]) -> Iterator[Seen]:
                 )
 
 
-_SEEN = {"proflink": _proflink, "ddtrace": _ddtrace, "pyroscope": _pyroscope}
+_SEEN = {
+    "proflink": _proflink,
+    "cpu_timer": _proflink,
+    "ddtrace": _ddtrace,
+    "pyroscope": _pyroscope,
+}
 
 
 def _pushed_profiles(body: bytes) -> Iterator[Profile]:

@@ -22,12 +22,24 @@ cdef extern from "Python.h":
     PyThreadState* PyInterpreterState_ThreadHead(PyInterpreterState*)
     PyThreadState* PyThreadState_Next(PyThreadState*)
 
+cdef extern from *:
+    """
+    #include <cstdint>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static inline std::uint64_t current_tid() {
+        return static_cast<std::uint64_t>(syscall(SYS_gettid));
+    }
+    """
+    uint64_t current_tid() noexcept
+
 cdef extern from "abi.h":
     ctypedef struct ProflinkAbiInterpreter:
         uint32_t threads_next_id
 
     ctypedef struct ProflinkAbiThread:
         uint32_t context_ver
+        uint32_t native_thread_id
 
     ctypedef struct ProflinkAbiCode:
         uint32_t size
@@ -110,8 +122,19 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
         uint64_t threads
         uint64_t sampler_cpu_ns
         uint64_t state_guesses
+        uint64_t cpu_timer
+        uint64_t stood_back
+        uint64_t signals
+        uint64_t signal_overruns
+        uint64_t signals_dropped
+        uint64_t timers_refused
+        uint64_t silent_threads
 
-    const char* sampler_start(const ProflinkAbi&, uint64_t, cbool) noexcept
+    cdef enum class Engine(uint8_t):
+        sweep
+        cpu_timer
+
+    const char* sampler_start(const ProflinkAbi&, uint64_t, cbool, Engine) noexcept
     void sampler_stop() noexcept
     cbool sampler_running() noexcept
     void sampler_ignore(int32_t, cbool) noexcept
@@ -145,6 +168,7 @@ class SamplerError(RuntimeError):
 
 cdef ProflinkAbi _abi
 cdef bint _checked = False
+cdef uint64_t _imported_by = current_tid()
 
 memset(&_abi, 0, sizeof(_abi))
 
@@ -241,9 +265,22 @@ def self_test():
         proflink_abi_shift(&_abi, field, by)
     if not layout_plausible(_abi):
         raise SamplerError("self-test failed: no interpreter has this layout; not sampling")
+    _follow_fork()
     from otel_proflink import self_test as checks
     checks.run()
     _checked = True
+
+
+cdef void _follow_fork() noexcept:
+    """After a fork in C that Python is not told of (uWSGI's): this thread's id, as CPython would.
+
+    The thread state still has that of the parent's thread, by which nothing can be looked up here.
+    Written only where it holds what it held at import, in this thread or the one it was forked of.
+    """
+    cdef uint64_t* held = <uint64_t*>(<uintptr_t>PyThreadState_Get() +
+                                      _abi.thread.native_thread_id)
+    if held[0] == _imported_by and held[0] != current_tid():
+        held[0] = current_tid()
 
 
 cdef list _shifts = []
@@ -265,12 +302,14 @@ def shift_layout(str field, int by):
     _checked = False
 
 
-def start(rate_hz, cbool awaits=False):
+def start(rate_hz, cbool awaits=False, str engine="auto"):
     """Starts sampling. Does nothing when the sampler runs already.
 
     Args:
         rate_hz: ticks a second.
         awaits: whether profiles have the sample type of waiting tasks (`await`).
+        engine: `sweep`, `cpu_timer` (`sweep` where that cannot be: see `cpu_timer` in `stats`), or
+            `auto`, which is `sweep`.
 
     Raises:
         SamplerError: the self-test failed, memory cannot be read, or no thread could be made.
@@ -280,8 +319,10 @@ def start(rate_hz, cbool awaits=False):
     self_test()
     if sampler_running():
         return
+    _follow_fork()
     code_watch_begin()
-    reason = sampler_start(_abi, period, awaits)
+    reason = sampler_start(_abi, period, awaits,
+                           Engine.cpu_timer if engine == "cpu_timer" else Engine.sweep)
     if reason is not NULL:
         code_watch_end()
         raise SamplerError((<bytes>reason).decode())

@@ -14,12 +14,14 @@ from typing import Final, Literal, TypeVar
 
 ExporterName = Literal["file", "pprof", "none"]
 StartMode = Literal["auto", "now", "first_span"]
+EngineName = Literal["auto", "sweep", "cpu_timer"]
 
 ENABLED: Final = "OTEL_PROFLINK_ENABLED"
 SDK_DISABLED: Final = "OTEL_SDK_DISABLED"
 EXPORTER: Final = "OTEL_PROFILES_EXPORTER"
 OUTPUT_DIR: Final = "OTEL_PROFLINK_OUTPUT_DIR"
 SAMPLE_RATE: Final = "OTEL_PROFLINK_SAMPLE_RATE"
+ENGINE: Final = "OTEL_PROFLINK_ENGINE"
 EXPORT_INTERVAL: Final = "OTEL_PROFLINK_EXPORT_INTERVAL"
 OUTPUT_MAX_BYTES: Final = "OTEL_PROFLINK_OUTPUT_MAX_BYTES"
 OUTPUT_MAX_AGE: Final = "OTEL_PROFLINK_OUTPUT_MAX_AGE"
@@ -32,6 +34,7 @@ START: Final = "OTEL_PROFLINK_START"
 
 EXPORTERS: Final[tuple[ExporterName, ...]] = ("file", "pprof", "none")
 START_MODES: Final[tuple[StartMode, ...]] = ("auto", "now", "first_span")
+ENGINES: Final[tuple[EngineName, ...]] = ("auto", "sweep", "cpu_timer")
 
 MIN_SAMPLE_RATE: Final = 1.0
 MAX_SAMPLE_RATE: Final = 10_000.0
@@ -77,6 +80,9 @@ class Config:
         output_dir: the capture directory; a relative one is taken from the directory in which the
             profiler starts.
         sample_rate_hz: looks per second at every thread, 1 to 10000.
+        engine: how threads are observed that burn CPU: ``sweep`` (a thread of ours reads them),
+            ``cpu_timer`` (timers interrupt them with SIGPROF; ``sweep`` where that is taken) or
+            ``auto``, which is ``sweep``; see docs/engines.md.
         export_interval_ms: milliseconds between two files, 100 to one day.
         output_max_bytes: size cap of our own files in the capture directory; 0 = none.
         output_max_age_s: age cap, in seconds, of our own files there; 0 = none.
@@ -98,6 +104,7 @@ class Config:
     exporter: ExporterName = "file"
     output_dir: str = "proflink-out"
     sample_rate_hz: float = 100.0
+    engine: EngineName = "auto"
     export_interval_ms: int = 60_000
     output_max_bytes: int = 256 * 1024 * 1024
     output_max_age_s: int = 7 * 24 * 60 * 60
@@ -111,6 +118,7 @@ class Config:
     def __post_init__(self) -> None:
         _one_of(EXPORTER, self.exporter, EXPORTERS)
         _one_of(START, self.start, START_MODES)
+        _one_of(ENGINE, self.engine, ENGINES)
         if not self.output_dir or "\0" in self.output_dir:
             raise ConfigError(OUTPUT_DIR, self.output_dir, "the path of a directory")
         # `not low <= x <= high` also refuses NaN.
@@ -143,6 +151,7 @@ class Config:
             exporter=_get(env, EXPORTER, default.exporter, _choice(EXPORTERS)),
             output_dir=_get(env, OUTPUT_DIR, default.output_dir, _text),
             sample_rate_hz=_get(env, SAMPLE_RATE, default.sample_rate_hz, _number(_RATE_RANGE)),
+            engine=_get(env, ENGINE, default.engine, _choice(ENGINES)),
             export_interval_ms=_get(
                 env, EXPORT_INTERVAL, default.export_interval_ms, _whole(_INTERVAL_RANGE)
             ),

@@ -138,7 +138,9 @@ class Engine:
             Exception: the sampler's `SamplerError` when it refuses, or what starting a thread may
                 raise; nothing runs then.
         """
-        self._sampler.start(self.config.sample_rate_hz, self.config.await_rate_hz > 0)
+        self._sampler.start(
+            self.config.sample_rate_hz, self.config.await_rate_hz > 0, self.config.engine
+        )
         self._thread_names.install()
         wants_endpoints = self._endpoints is not None and self._exporter.wants_profiles
         if self._exporter.wants_spans or wants_endpoints:

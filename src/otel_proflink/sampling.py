@@ -35,7 +35,7 @@ class Sampler(Protocol):
     def SamplerError(self) -> type[Exception]:  # noqa: N802 - the name in the native module
         """Raised by `start`, with the reason in plain words."""
 
-    def start(self, rate_hz: float, awaits: bool = False) -> None:
+    def start(self, rate_hz: float, awaits: bool = False, engine: str = "auto") -> None:
         """Begin to sample."""
 
     def stop(self) -> None:

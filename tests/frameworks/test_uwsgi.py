@@ -30,6 +30,7 @@ hangs = pytest.mark.skipif(sys.version_info >= (3, 13), reason="uWSGI's own: it 
 @pytest.mark.parametrize(
     "words",
     [
+        pytest.param((), id="untold"),
         pytest.param(("--py-call-osafterfork",), marks=hangs, id="osafterfork"),
         pytest.param(("--py-call-uwsgi-fork-hooks",), id="fork-hooks"),
         pytest.param(("--py-call-uwsgi-fork-hooks", "--lazy-apps"), id="lazy-apps"),
@@ -37,7 +38,7 @@ hangs = pytest.mark.skipif(sys.version_info >= (3, 13), reason="uWSGI's own: it 
     ],
 )
 def test_workers(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """With either option by which uWSGI tells Python that it has forked."""
+    """With either option by which uWSGI tells Python that it has forked, and with none."""
     with Server(tmp_path, [*COMMAND, *words], BIND) as server:
         workers = server.wait_for_workers(2)
         replies = server.get(FLASK, "unit", 4)

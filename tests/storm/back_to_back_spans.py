@@ -26,6 +26,7 @@ from otel_proflink import _linker, _sampler, runtime_context
 from tests.support import pprof_schema
 
 FUNCTIONS = 400
+_COUNTERS = ("snapshots", "retries", "give_ups", "read_errors", "signals", "signals_dropped")
 SOURCE = """
 def storm_{i}(burn_ns, clock=clock):
     end = clock() + burn_ns
@@ -146,11 +147,12 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=3)
     options.add_argument("--burn-us", type=float, default=50)
     options.add_argument("--one-cpu", action="store_true")
+    options.add_argument("--engine", default="sweep")
     arguments = options.parse_args()
     if arguments.one_cpu:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     runtime_context.install()
-    _sampler.start(arguments.rate)
+    _sampler.start(arguments.rate, engine=arguments.engine)
     storm = Storm(arguments.burn_us, arguments.seconds, 7)
     kinds: dict[str, Callable[[], None]] = {
         "plain": storm.plain,
@@ -181,7 +183,7 @@ def main() -> None:
             total[key] = total.get(key, 0) + value
     total["spans"] = len(storm.owner)
     stats = _sampler.stats()
-    total |= {key: stats[key] for key in ("snapshots", "retries", "give_ups", "read_errors")}
+    total |= {key: stats[key] for key in _COUNTERS}
     json.dump(total, sys.stdout)
 
 

@@ -46,3 +46,17 @@ def test_no_wrong_label(kind: str, rate: int, one_cpu: bool) -> None:
     # It must not get there by giving up: most samples are right ones, in spite of the storm.
     assert seen["right"] > 200, f"too few samples: {seen}"
     assert seen["unreadable"] < seen["right"], f"too few samples: {seen}"
+
+
+@pytest.mark.parametrize("one_cpu", [False, True], ids=["all_cpus", "one_cpu"])
+@pytest.mark.parametrize("kind", ["plain", "nested", "threads", "asyncio"])
+def test_no_wrong_label_from_timers(kind: str, one_cpu: bool) -> None:
+    """Timers tick with the kernel: some 250 times per CPU second, whatever rate is asked for."""
+    options = ["--engine", "cpu_timer", *(["--one-cpu"] if one_cpu else [])]
+    seen = storm(kind, 250, *options)
+    assert seen["wrong"] == 0, seen
+    assert seen["bad_pair"] == 0, seen
+    assert seen["unlabelled"] == 0, seen
+    assert seen["signals"] > 100, f"too few samples: {seen}"
+    assert seen["right"] > 100, f"too few samples: {seen}"
+    assert seen["unreadable"] * 20 < seen["right"], seen

@@ -40,6 +40,14 @@ class Reserved {
     std::uint32_t capacity_ = 0;
 };
 
+// In static storage and never destroyed: threads, and signals, may outlive static destructors.
+template <typename T>
+union Immortal {
+    Immortal() noexcept : value() {}
+    ~Immortal() {}
+    T value;
+};
+
 inline constexpr std::uint32_t kNoEntry = 0xffffffffu;
 
 // An append-only table with numbered entries.

@@ -21,12 +21,13 @@ timespec to_timespec(std::uint64_t ns) noexcept {
 
 }  // namespace
 
-const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept {
+const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits,
+                           Engine engine) noexcept {
     if (running_) return nullptr;
     abi_ = abi;
     period_ns_ = period_ns;
     awaits_ = awaits;
-    stopping_.store(0);
+    stopping_.store(false);
     tick_number_ = 0;
     const char* reason = nullptr;
     if (!memory_.open(&reason)) return reason;
@@ -38,6 +39,7 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool
     if (profile_ == nullptr || !begin_profile(profile_, now)) {
         return "no address space for a profile";
     }
+    timers_ = begin_timers(engine);
     threads_.refresh(0, now, period_ns_, true);
 
     // The thread inherits a mask with everything blocked: signals are for the application.
@@ -52,6 +54,7 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pthread_attr_destroy(&attributes);
     if (error != 0) {
+        end_timers();
         running_ = false;
         return "the sampling thread could not be created";
     }
@@ -60,11 +63,14 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool
 }
 
 void Sampler::stop() noexcept {
-    if (!running_ || stopping_.exchange(1) != 0) return;
-    syscall(SYS_futex, &stopping_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+    if (!running_ || stopping_.exchange(true)) return;
+    wake();
     pthread_join(thread_, nullptr);
     pthread_mutex_lock(&mutex_);
-    close_interval(clock_ns(CLOCK_MONOTONIC));
+    const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
+    drain_records(now);
+    end_timers();
+    close_interval(now);
     threads_.clear();
     running_ = false;
     memory_.close();
@@ -90,16 +96,27 @@ void* Sampler::thread_main(void* self) noexcept {
     return nullptr;
 }
 
-// Sleeps until `deadline`, on the monotonic clock; true when the thread is to end.
-bool Sampler::sleep_until(std::uint64_t deadline) noexcept {
+// Any thread, a signal handler too.
+void Sampler::wake() noexcept {
+    wakes_.fetch_add(1, std::memory_order_release);
+    syscall(SYS_futex, &wakes_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+}
+
+// Sleeps until `deadline`, on the monotonic clock, or until there is something to do.
+Sampler::Woken Sampler::sleep_until(std::uint64_t deadline) noexcept {
     const timespec until = to_timespec(deadline);
-    while (stopping_.load() == 0) {
+    for (;;) {
+        const std::uint32_t wakes = wakes_.load(std::memory_order_acquire);
+        if (stopping_.load()) return Woken::by_stop;
+        if (wakes != wakes_seen_) {
+            wakes_seen_ = wakes;
+            return Woken::by_records;
+        }
         // FUTEX_WAIT_BITSET takes an absolute time on CLOCK_MONOTONIC.
-        const long result = syscall(SYS_futex, &stopping_, FUTEX_WAIT_BITSET_PRIVATE, 0, &until,
+        const long result = syscall(SYS_futex, &wakes_, FUTEX_WAIT_BITSET_PRIVATE, wakes, &until,
                                     nullptr, FUTEX_BITSET_MATCH_ANY);
-        if (result != 0 && errno == ETIMEDOUT) return false;
+        if (result != 0 && errno == ETIMEDOUT) return Woken::by_time;
     }
-    return true;
 }
 
 void Sampler::run() noexcept {
@@ -108,7 +125,13 @@ void Sampler::run() noexcept {
     for (;;) {
         random_ = mix(random_ + 0x9e3779b97f4a7c15u);
         const std::uint64_t deadline = nominal - spread / 2 + random_ % (spread + 1);
-        if (sleep_until(deadline)) return;
+        Woken woken = sleep_until(deadline);
+        for (; woken == Woken::by_records; woken = sleep_until(deadline)) {
+            pthread_mutex_lock(&mutex_);
+            drain_records(clock_ns(CLOCK_MONOTONIC));
+            pthread_mutex_unlock(&mutex_);
+        }
+        if (woken == Woken::by_stop) return;
         pthread_mutex_lock(&mutex_);
         const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
         if (now > deadline + period_ns_ / 2) ++stats_.late_ticks;
@@ -127,7 +150,10 @@ Profile* Sampler::swap() noexcept {
     pthread_mutex_lock(&mutex_);
     const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
     Profile* done = profile_;
-    if (running_) close_interval(now);
+    if (running_) {
+        drain_records(now);
+        close_interval(now);
+    }
     stats_.table_overflows += done->overflows;
     profile_ = next;
     if (!begin_profile(next, now)) {
@@ -151,6 +177,12 @@ SamplerStats Sampler::stats() noexcept {
     SamplerStats stats = stats_;
     if (profile_ != nullptr) stats.table_overflows += profile_->overflows;
     stats.state_guesses = StateFile::available() ? 0 : 1;
+    const CpuTimerStats timers = cpu_timers_stats();
+    stats.cpu_timer = timers_ ? 1 : 0;
+    stats.signals = timers.signals;
+    stats.signal_overruns = timers.overruns;
+    stats.signals_dropped += timers.dropped;
+    stats.timers_refused = timers.refused;
     pthread_mutex_unlock(&mutex_);
     return stats;
 }
@@ -159,7 +191,9 @@ SamplerStats Sampler::stats() noexcept {
 void Sampler::after_fork_in_child() noexcept {
     pthread_mutex_init(&mutex_, nullptr);
     running_ = false;
-    stopping_.store(0);
+    stopping_.store(false);
+    timers_ = false;
+    cpu_timers_after_fork();
     threads_.clear();
     threads_.ignore_none();
     memory_.close();
@@ -187,7 +221,10 @@ void on_fork_child() noexcept { instance().after_fork_in_child(); }
 
 }  // namespace
 
-const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept {
+void wake_sampler() noexcept { instance().wake(); }
+
+const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits,
+                          Engine engine) noexcept {
     if (!g_created) {
         instance();
         // C-level forks (uWSGI) run no Python hook: this one always runs.
@@ -196,7 +233,7 @@ const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns, bool 
         }
         g_created = true;
     }
-    return instance().start(abi, period_ns, awaits);
+    return instance().start(abi, period_ns, awaits, engine);
 }
 
 void sampler_stop() noexcept {

@@ -8,6 +8,12 @@
 
 namespace otel_proflink {
 
+// How threads are observed that burn CPU (docs/engines.md).
+enum class Engine : std::uint8_t {
+    sweep,      // by the sampling thread, while they go on
+    cpu_timer,  // by themselves, in a handler of SIGPROF; `sweep` where that cannot be
+};
+
 struct SamplerStats {
     std::uint64_t ticks;
     std::uint64_t late_ticks;   // woke more than half a period late
@@ -20,6 +26,13 @@ struct SamplerStats {
     std::uint64_t threads;
     std::uint64_t sampler_cpu_ns;
     std::uint64_t state_guesses;  // 1: the kernel does not tell thread states
+    std::uint64_t cpu_timer;      // 1: CPU is sampled by timers
+    std::uint64_t stood_back;     // times that somebody else took SIGPROF
+    std::uint64_t signals;
+    std::uint64_t signal_overruns;  // expiries without a signal of their own: tick granularity
+    std::uint64_t signals_dropped;  // no record was free, or the thread was gone
+    std::uint64_t timers_refused;   // EAGAIN: RLIMIT_SIGPENDING
+    std::uint64_t silent_threads;   // that burnt CPU, but got no signal: they block it
 };
 
 // All of these return nullptr on success, else the reason in plain words.
@@ -27,7 +40,7 @@ struct SamplerStats {
 // Checks that the layout in `abi` holds for this interpreter is the caller's business (self-test).
 // `awaits`: the profiles have the sample type of waiting tasks.
 PROFLINK_EXPORT const char* sampler_start(const ProflinkAbi& abi, std::uint64_t period_ns,
-                                          bool awaits) noexcept;
+                                          bool awaits, Engine engine = Engine::sweep) noexcept;
 PROFLINK_EXPORT void sampler_stop() noexcept;
 PROFLINK_EXPORT bool sampler_running() noexcept;
 PROFLINK_EXPORT void sampler_ignore(std::int32_t tid, bool ignored) noexcept;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The sampler's state, and the two halves of what works on it: life cycle (sampler.cpp), and what a
-// tick does (tick.cpp).
+// The sampler's state. What works on it: its life cycle (sampler.cpp), what a tick does (tick.cpp),
+// and what timers have recorded since (tick_records.cpp).
 #pragma once
 
 #include <pthread.h>
@@ -24,6 +24,14 @@ inline std::uint64_t clock_ns(clockid_t clock) noexcept {
            static_cast<std::uint64_t>(time.tv_nsec);
 }
 
+// CPU that a thread may burn before it is said to get no signals: they come late, not at once.
+inline std::uint64_t silence_ns(std::uint64_t period_ns) noexcept {
+    return 8 * period_ns + 50'000'000;
+}
+
+// For signal handlers.
+void wake_sampler() noexcept;
+
 class Sampler {
   public:
     Sampler() noexcept
@@ -31,7 +39,8 @@ class Sampler {
           codes_(memory_, abi_),
           snapshotter_(memory_, abi_, context_key()) {}
 
-    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits) noexcept;
+    const char* start(const ProflinkAbi& abi, std::uint64_t period_ns, bool awaits,
+                      Engine engine) noexcept;
     void stop() noexcept;
     bool running() const noexcept { return running_; }
     void ignore(std::int32_t tid, bool ignored) noexcept;
@@ -41,6 +50,8 @@ class Sampler {
     SamplerStats stats() noexcept;
     const char* reader() const noexcept { return memory_.name(); }
 
+    void wake() noexcept;
+
     void before_fork() noexcept { pthread_mutex_lock(&mutex_); }
     void after_fork_in_parent() noexcept { pthread_mutex_unlock(&mutex_); }
     void after_fork_in_child() noexcept;
@@ -48,7 +59,8 @@ class Sampler {
   private:
     static void* thread_main(void* self) noexcept;
     void run() noexcept;
-    bool sleep_until(std::uint64_t deadline) noexcept;
+    enum class Woken : std::uint8_t { by_time, by_stop, by_records };
+    Woken sleep_until(std::uint64_t deadline) noexcept;
     void tick(std::uint64_t now) noexcept;
     void poll(std::uint32_t* index, std::uint64_t now) noexcept;
     bool observe(SampledThread& thread, std::uint64_t now, std::uint64_t cpu_moved) noexcept;
@@ -57,6 +69,13 @@ class Sampler {
     void close_interval(std::uint64_t now) noexcept;
     bool begin_profile(Profile* profile, std::uint64_t now) noexcept;
     std::uint32_t profiled_thread(SampledThread& thread) noexcept;
+    bool begin_timers(Engine engine) noexcept;
+    void keep_timer(SampledThread& thread) noexcept;
+    void check_timers() noexcept;
+    void end_timers() noexcept;
+    bool recorded_itself(SampledThread& thread, std::uint64_t now, std::uint64_t moved) noexcept;
+    void drain_records(std::uint64_t now) noexcept;
+    void book(const SignalRecord& record, std::uint64_t now) noexcept;
     ThreadState state_of(SampledThread& thread) noexcept;
     bool was_on_cpu(const SampledThread& thread) noexcept;
     bool was_preempted(SampledThread& thread) noexcept;
@@ -73,8 +92,11 @@ class Sampler {
     pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
     pthread_t thread_{};
     bool running_ = false;
-    // 1: the thread is to end. A futex, so that a tick's sleep costs one system call.
-    std::atomic<std::uint32_t> stopping_{0};
+    std::atomic<bool> stopping_{false};
+    // Moves when the thread is to look up. A futex, so that a tick's sleep costs one system call.
+    std::atomic<std::uint32_t> wakes_{0};
+    std::uint32_t wakes_seen_ = 0;
+    bool timers_ = false;  // the engine is cpu_timer
     std::uint64_t period_ns_ = 0;
     std::uint64_t interval_began_ns_ = 0;
     std::uint64_t tick_number_ = 0;

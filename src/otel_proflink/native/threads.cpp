@@ -51,13 +51,13 @@ bool ThreadList::runs_already(std::int32_t tid) const noexcept {
 
 void ThreadList::remove(std::uint32_t index) noexcept {
     threads_[index].state_file.close();
+    threads_[index].timer.close();
     if (index != size_ - 1) threads_[index] = threads_[size_ - 1];
     --size_;
 }
 
 void ThreadList::clear() noexcept {
-    for (std::uint32_t i = 0; i < size_; ++i) threads_[i].state_file.close();
-    size_ = 0;
+    while (size_ != 0) remove(size_ - 1);
     head_ = 0;
     next_id_ = 0;
     assigned_ = 0;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "arena.hpp"
+#include "cpu_timer.hpp"
 #include "snapshot.hpp"
 #include "thread_state.hpp"
 
@@ -12,6 +13,10 @@ namespace otel_proflink {
 struct SampledThread {
     ThreadKey key;
     StateFile state_file;
+    CpuTimer timer;
+    std::uint64_t timer_retry_tick = 0;  // not before this; 0: not looked at yet
+    std::uint64_t silent_ns = 0;         // CPU burnt since the timer last said so
+    bool recorded = false;               // it said so since the last look
     ThreadCache cache;
     std::uint64_t attaches = 0;   // the slot's counter when last looked at
     std::uint64_t cpu_ns = 0;     // its CPU clock then
@@ -19,6 +24,8 @@ struct SampledThread {
     std::uint64_t next_tick = 0;  // not looked at before, unless it attaches
     std::uint32_t idle_polls = 0;
     std::uint32_t sample = kNoEntry;  // what its time is credited to while nothing changes
+    LinkData link{};                  // that sample's, where it has one
+    bool linked = false;
     std::uint32_t profiled = kNoEntry;
     // CPU time by its clock and by its on-CPU samples, of about the last sixteen looks at it.
     double recent_clock_ns = 0;
@@ -48,6 +55,7 @@ class ThreadList {
     void ignore_none() noexcept;
 
     std::uint32_t size() const noexcept { return size_; }
+    SampledThread* find(std::uintptr_t tstate, std::uint64_t id) noexcept;
     SampledThread& operator[](std::uint32_t i) noexcept { return threads_[i]; }
     std::uint32_t open_files() const noexcept;
 
@@ -59,7 +67,6 @@ class ThreadList {
     static constexpr std::uint64_t kWalkEvery = 128;
 
     bool walk(std::uint64_t now_ns, std::uint64_t period_ns, bool first, bool whole) noexcept;
-    SampledThread* find(std::uintptr_t tstate, std::uint64_t id) noexcept;
     bool runs_already(std::int32_t tid) const noexcept;
     bool ignored(std::int32_t tid) const noexcept;
 

@@ -41,6 +41,10 @@ void Sampler::tick(std::uint64_t now) noexcept {
     ++tick_number_;
     if (tick_number_ % kAffinityEvery == 1) cpus_ = usable_cpus();
     threads_.refresh(tick_number_, now, period_ns_, false);
+    if (timers_) {
+        check_timers();
+        drain_records(now);
+    }
     for (std::uint32_t i = 0; i < threads_.size();) poll(&i, now);
     stats_.threads = threads_.size();
     stats_.sampler_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
@@ -63,6 +67,7 @@ void Sampler::poll(std::uint32_t* index, std::uint64_t now) noexcept {
         threads_.remove(*index);
         return;
     }
+    if (timers_) keep_timer(thread);
     const std::uint64_t moved = cpu > thread.cpu_ns ? cpu - thread.cpu_ns : 0;
     const std::uint64_t elapsed = now - thread.polled_ns;
     // Its own page of the tables may be full; then it goes unrecorded, and the overflow is counted.
@@ -87,6 +92,10 @@ void Sampler::poll(std::uint32_t* index, std::uint64_t now) noexcept {
     thread.cpu_ns = cpu;
     if (moved != 0) thread.idle_polls = 0;
     thread.next_tick = 0;
+    if (timers_ && recorded_itself(thread, now, moved)) {
+        ++*index;
+        return;
+    }
     if (!observe(thread, now, moved)) {
         threads_.remove(*index);
         threads_.distrust();
@@ -120,11 +129,7 @@ void Sampler::credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept
 
 // On the span that the thread's last sample shows.
 void Sampler::account(const SampledThread& thread, const LinkTotals& share) noexcept {
-    const std::uint32_t link = profile_->samples[thread.sample].link;
-    if (link == kNoEntry || link == kUnknownLink) return;
-    if (thread.cache.label.state == LabelState::linked) {
-        link_account(thread.cache.label.link, share);
-    }
+    if (thread.linked) link_account(thread.link, share);
 }
 
 ThreadState Sampler::state_of(SampledThread& thread) noexcept {
@@ -209,12 +214,16 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     const bool preempted = cpus_ == 1 && was_preempted(thread);
     if (thread.profiled == kNoEntry) return true;
     thread.sample = profile_->sample(stack, link, thread.profiled, state, task);
+    thread.linked = link != kNoEntry && link != kUnknownLink;
+    if (thread.linked) thread.link = thread.cache.label.link;
     if (thread.sample == kNoEntry) return true;
     Sample& sample = profile_->samples[thread.sample];
     ++sample.count;
     sample.wall_ns += elapsed;
     LinkTotals share{1, 0, elapsed, state == ThreadState::gil_wait ? elapsed : std::uint64_t{0}};
-    if (state == ThreadState::running && moved != 0 &&
+    // What a timer says of a thread's CPU is all there is to say.
+    const bool timed = thread.timer.is_open() && thread.silent_ns <= silence_ns(period_ns_);
+    if (!timed && state == ThreadState::running && moved != 0 &&
         (cpus_ == 1 ? preempted : was_on_cpu(thread))) {
         sample.cpu_ns += elapsed;
         profile_->threads[thread.profiled].cpu_sampled_ns += elapsed;
