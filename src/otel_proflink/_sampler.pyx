@@ -30,8 +30,10 @@ cdef extern from *:
     static inline std::uint64_t current_tid() {
         return static_cast<std::uint64_t>(syscall(SYS_gettid));
     }
+    static inline std::uint64_t parent_pid() { return static_cast<std::uint64_t>(getppid()); }
     """
     uint64_t current_tid() noexcept
+    uint64_t parent_pid() noexcept
 
 cdef extern from "abi.h":
     ctypedef struct ProflinkAbiInterpreter:
@@ -168,7 +170,6 @@ class SamplerError(RuntimeError):
 
 cdef ProflinkAbi _abi
 cdef bint _checked = False
-cdef uint64_t _imported_by = current_tid()
 
 memset(&_abi, 0, sizeof(_abi))
 
@@ -274,12 +275,12 @@ def self_test():
 cdef void _follow_fork() noexcept:
     """After a fork in C that Python is not told of (uWSGI's): this thread's id, as CPython would.
 
-    The thread state still has that of the parent's thread, by which nothing can be looked up here.
-    Written only where it holds what it held at import, in this thread or the one it was forked of.
+    Its thread state still has the id of the parent's main thread, which is the parent's process id,
+    and so no thread's of this process.
     """
     cdef uint64_t* held = <uint64_t*>(<uintptr_t>PyThreadState_Get() +
                                       _abi.thread.native_thread_id)
-    if held[0] == _imported_by and held[0] != current_tid():
+    if held[0] == parent_pid():
         held[0] = current_tid()
 
 
