@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
 
-from . import _linker
+from . import _linker, server_exits
 from .awaits import AwaitSampler
 from .config import Config
 from .endpoints import EndpointTable
@@ -238,6 +238,7 @@ class Engine:
             succeeded = False
             if not stopping:
                 self._awaits.start()
+                server_exits.look()
             try:
                 if requests or time.monotonic() >= next_flush or self._is_filling():
                     next_flush = time.monotonic() + interval
