@@ -260,6 +260,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary)
     parser.add_argument("--quick", action="store_true", help="few rounds: wide intervals")
     parser.add_argument("--json", action="store_true", help="rows as JSON on standard output")
+    parser.add_argument("--engine", default="auto", help="of the sampler: sweep or cpu_timer")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import Tracer
 
 from otel_proflink import Profiler, ProflinkSpanProcessor, runtime_context
-from otel_proflink.config import Config, ExporterName
+from otel_proflink.config import Config, EngineName, ExporterName
 
 
 def tracer_with(*processors: SpanProcessor) -> Tracer:
@@ -54,6 +54,7 @@ class Everything:
         *,
         rate_hz: float = 100.0,
         exporter: ExporterName = "file",
+        engine: EngineName = "auto",
         beside: tuple[SpanProcessor, ...] = (),
     ) -> None:
         self._output = output
@@ -62,6 +63,7 @@ class Everything:
                 output_dir=os.fspath(output.path),
                 sample_rate_hz=rate_hz,
                 exporter=exporter,
+                engine=engine,
                 start="now",
             )
         )

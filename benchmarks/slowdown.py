@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks._paired import Bar, Row, Side, arguments, estimate, measure, report
 from benchmarks._setup import Everything, Scratch
 from otel_proflink import _sampler
+from otel_proflink.config import EngineName
 from otel_proflink.report.pprof_reader import read_profile
 
 DEPTH = 200
@@ -151,11 +152,11 @@ except KeyboardInterrupt:
 class Profiled:
     """The side with the profiler on; also what the sampler burns, and what it finds."""
 
-    def __init__(self, work: Work, rate_hz: float) -> None:
+    def __init__(self, work: Work, rate_hz: float, engine: EngineName) -> None:
         self._work = work
         self._rate_hz = rate_hz
         self._output = Scratch()
-        self._everything = Everything(self._output, rate_hz=rate_hz)
+        self._everything = Everything(self._output, rate_hz=rate_hz, engine=engine)
         self._runnable_s = 0.0
 
     def side(self) -> Side:
@@ -175,7 +176,12 @@ class Profiled:
         # Per tick, as wake-ups are counted: a machine too busy to run all of them shows no less.
         ticks = after["ticks"] - before["ticks"]
         spent = (after["sampler_cpu_ns"] - before["sampler_cpu_ns"]) / 1e9
-        return {**figures, "sampler": spent / max(1, ticks) * self._rate_hz}
+        within = (after["signal_ns"] - before["signal_ns"]) / 1e9
+        return {
+            **figures,
+            "sampler": spent / max(1, ticks) * self._rate_hz,
+            "handler": within / figures["runnable"],
+        }
 
     def _leave(self) -> dict[str, float]:
         self._everything.profiler.stop()
@@ -230,10 +236,12 @@ CASES = (
 )
 
 
-def rows_of(case: Case, rate_hz: int, where: str, rounds: int) -> list[Row]:
+def rows_of(
+    case: Case, rate_hz: int, where: str, rounds: int, engine: EngineName = "auto"
+) -> list[Row]:
     """All figures of one case at one rate."""
     wake_ups = WakeUps(rate_hz)
-    with Idle(case.idle), Profiled(case.work, rate_hz) as profiled:
+    with Idle(case.idle), Profiled(case.work, rate_hz, engine) as profiled:
         sides = [
             Side("off", case.work),
             profiled.side(),
@@ -245,6 +253,8 @@ def rows_of(case: Case, rate_hz: int, where: str, rounds: int) -> list[Row]:
     floor = figures.typical("wake-ups", "sampler") * 100
     net = figures.difference("on", "wake-ups", "sampler", 100)
     gross = figures.typical("on", "sampler") * 100
+    handler = figures.typical("on", "handler") * 100
+    in_handler = f", and {handler:.2f} within the application's threads" if handler else ""
     only = figures.ratio("wake-ups", "off", "thread_cpu")
     return [
         Row(
@@ -265,7 +275,7 @@ def rows_of(case: Case, rate_hz: int, where: str, rounds: int) -> list[Row]:
             net,
             "% of a core",
             case.bar if at_100 else None,
-            f"{gross:.2f} less {floor:.2f} of a thread that only wakes up",
+            f"{gross:.2f} less {floor:.2f} of a thread that only wakes up{in_handler}",
         ),
         Row(
             f"samples per CPU second: {title}",
@@ -284,11 +294,11 @@ def main() -> None:
     rows = []
     for case in CASES:
         for rate_hz in case.rates_hz:
-            rows += rows_of(case, rate_hz, f"{len(all_cpus)} CPUs", rounds)
+            rows += rows_of(case, rate_hz, f"{len(all_cpus)} CPUs", rounds, options.engine)
         if case.pinned:
             # As `taskset -c 0` does; threads and processes that come after inherit it.
             os.sched_setaffinity(0, {min(all_cpus)})
-            rows += rows_of(case, case.rates_hz[0], "pinned to one", rounds)
+            rows += rows_of(case, case.rates_hz[0], "pinned to one", rounds, options.engine)
             os.sched_setaffinity(0, all_cpus)
     report(rows, as_json=options.json)
 

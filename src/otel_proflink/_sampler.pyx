@@ -129,6 +129,7 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
         uint64_t signals
         uint64_t signal_overruns
         uint64_t signals_dropped
+        uint64_t signal_ns
         uint64_t timers_refused
         uint64_t silent_threads
 

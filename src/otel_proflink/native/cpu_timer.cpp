@@ -75,10 +75,17 @@ std::atomic<CpuTimerWake> g_wake{nullptr};
 struct sigaction g_previous;
 bool g_installed = false;
 
-std::atomic<std::uint64_t> g_refused, g_signals, g_overruns, g_dropped;
+std::atomic<std::uint64_t> g_refused, g_signals, g_overruns, g_dropped, g_spent_ns;
 
 Workspace& workspace_at(std::uint32_t i) noexcept {
     return *std::launder(reinterpret_cast<Workspace*>(g_workspaces[i].bytes));
+}
+
+std::uint64_t monotonic_ns() noexcept {  // no system call, and safe in a handler
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<std::uint64_t>(now.tv_sec) * kSecond +
+           static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 std::int32_t gettid_now() noexcept { return static_cast<std::int32_t>(syscall(SYS_gettid)); }
@@ -187,7 +194,9 @@ void on_sigprof(int number, siginfo_t* info, void* context) {
             static_cast<std::uint64_t>(info->si_overrun > 0 ? info->si_overrun : 0);
         g_signals.fetch_add(1, std::memory_order_relaxed);
         g_overruns.fetch_add(overrun, std::memory_order_relaxed);
+        const std::uint64_t began = monotonic_ns();
         take(*slot, 1 + overrun);
+        g_spent_ns.fetch_add(monotonic_ns() - began, std::memory_order_relaxed);
     }
     slot->within.fetch_sub(1, std::memory_order_seq_cst);
     errno = error;
@@ -342,7 +351,8 @@ void cpu_timers_know_nothing() noexcept {
 }
 
 CpuTimerStats cpu_timers_stats() noexcept {
-    return {g_refused.load(), g_signals.load(), g_overruns.load(), g_dropped.load()};
+    return {g_refused.load(), g_signals.load(), g_overruns.load(), g_dropped.load(),
+            g_spent_ns.load()};
 }
 
 void cpu_timers_after_fork() noexcept {
@@ -354,7 +364,7 @@ void cpu_timers_after_fork() noexcept {
         g_slots[i].tid.store(0);
         g_slots[i].within.store(0);
     }
-    g_refused = g_signals = g_overruns = g_dropped = 0;
+    g_refused = g_signals = g_overruns = g_dropped = g_spent_ns = 0;
 }
 
 }  // namespace otel_proflink

@@ -37,6 +37,7 @@ struct CpuTimerStats {
     std::uint64_t signals;   // handled
     std::uint64_t overruns;  // expiries for which there was no signal of their own
     std::uint64_t dropped;   // expiries for which there was no record left
+    std::uint64_t spent_ns;  // within the handler, on the application's threads
 };
 
 // One thread's timer. Closed by whoever holds it; the sampling thread's business alone.

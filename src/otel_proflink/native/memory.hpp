@@ -17,6 +17,12 @@ struct ReadRequest {
     std::uint32_t size;
 };
 
+// A word of the main interpreter's state: static storage of the runtime (3.11 on), there as long as
+// the process is. No system call, unlike the rest.
+inline std::uint64_t runtime_word(std::uintptr_t address) noexcept {
+    return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(address), __ATOMIC_RELAXED);
+}
+
 // The interface exists so that tests can hand the walker a memory that changes between reads.
 class Memory {
   public:

@@ -92,7 +92,11 @@ void Sampler::ignore(std::int32_t tid, bool ignored) noexcept {
 }
 
 void* Sampler::thread_main(void* self) noexcept {
-    static_cast<Sampler*>(self)->run();
+    auto* sampler = static_cast<Sampler*>(self);
+    sampler->tid_.store(static_cast<std::int32_t>(syscall(SYS_gettid)));
+    sampler->run();
+    sampler->tid_.store(0);
+    sampler->earlier_cpu_ns_.fetch_add(clock_ns(CLOCK_THREAD_CPUTIME_ID));
     return nullptr;
 }
 
@@ -177,11 +181,17 @@ SamplerStats Sampler::stats() noexcept {
     SamplerStats stats = stats_;
     if (profile_ != nullptr) stats.table_overflows += profile_->overflows;
     stats.state_guesses = StateFile::available() ? 0 : 1;
+    // Not in a tick: each clock costs a system call.
+    std::uint64_t cpu = 0;
+    const std::int32_t tid = tid_.load();
+    if (tid != 0) thread_cpu_ns(tid, &cpu);
+    stats.sampler_cpu_ns = earlier_cpu_ns_.load() + cpu;
     const CpuTimerStats timers = cpu_timers_stats();
     stats.cpu_timer = timers_ ? 1 : 0;
     stats.signals = timers.signals;
     stats.signal_overruns = timers.overruns;
     stats.signals_dropped += timers.dropped;
+    stats.signal_ns = timers.spent_ns;
     stats.timers_refused = timers.refused;
     pthread_mutex_unlock(&mutex_);
     return stats;
@@ -193,6 +203,8 @@ void Sampler::after_fork_in_child() noexcept {
     running_ = false;
     stopping_.store(false);
     timers_ = false;
+    tid_.store(0);
+    earlier_cpu_ns_.store(0);
     cpu_timers_after_fork();
     threads_.clear();
     threads_.ignore_none();

@@ -31,6 +31,7 @@ struct SamplerStats {
     std::uint64_t signals;
     std::uint64_t signal_overruns;  // expiries without a signal of their own: tick granularity
     std::uint64_t signals_dropped;  // no record was free, or the thread was gone
+    std::uint64_t signal_ns;        // spent in the handler, on the application's threads
     std::uint64_t timers_refused;   // EAGAIN: RLIMIT_SIGPENDING
     std::uint64_t silent_threads;   // that burnt CPU, but got no signal: they block it
 };

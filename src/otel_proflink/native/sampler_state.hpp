@@ -92,6 +92,8 @@ class Sampler {
     pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
     pthread_t thread_{};
     bool running_ = false;
+    std::atomic<std::int32_t> tid_{0};              // of the sampling thread, 0: none
+    std::atomic<std::uint64_t> earlier_cpu_ns_{0};  // of those that have ended
     std::atomic<bool> stopping_{false};
     // Moves when the thread is to look up. A futex, so that a tick's sleep costs one system call.
     std::atomic<std::uint32_t> wakes_{0};

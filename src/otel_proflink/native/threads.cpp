@@ -71,13 +71,11 @@ std::uint32_t ThreadList::open_files() const noexcept {
 
 void ThreadList::refresh(std::uint64_t tick, std::uint64_t now_ns, std::uint64_t period_ns,
                          bool first) noexcept {
-    std::uintptr_t head = 0;
-    std::uint64_t next_id = 0;
-    const ReadRequest requests[] = {
-        {abi_.interpreter + abi_.interpreter_state.threads_head, &head, sizeof(head)},
-        {abi_.interpreter + abi_.interpreter_state.threads_next_id, &next_id, sizeof(next_id)},
-    };
-    if (!memory_.read(requests, 2)) return;
+    // The head first: a thread state that comes between the two is seen by its number next time.
+    const std::uintptr_t head =
+        runtime_word(abi_.interpreter + abi_.interpreter_state.threads_head);
+    const std::uint64_t next_id =
+        runtime_word(abi_.interpreter + abi_.interpreter_state.threads_next_id);
     const bool whole = first || distrusted_ || tick % kWalkEvery == 0;
     if (whole || head != head_ || next_id != next_id_) {
         // The list changes while it is read: what was torn is looked at again next tick.

@@ -47,7 +47,6 @@ void Sampler::tick(std::uint64_t now) noexcept {
     }
     for (std::uint32_t i = 0; i < threads_.size();) poll(&i, now);
     stats_.threads = threads_.size();
-    stats_.sampler_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
     stats_.read_errors = memory_.failures();
 }
 
@@ -144,11 +143,8 @@ ThreadState Sampler::state_of(SampledThread& thread) noexcept {
 bool Sampler::was_on_cpu(const SampledThread& thread) noexcept {
     std::uint64_t cpu = 0;
     if (!thread_cpu_ns(thread.key.tid, &cpu) || cpu != thread.cpu_ns) return true;
-    std::uintptr_t holder = 0;
-    std::int32_t locked = 0;
-    const ReadRequest requests[] = {{abi_.gil_holder, &holder, sizeof(holder)},
-                                    {abi_.gil_locked, &locked, sizeof(locked)}};
-    return !memory_.read(requests, 2) || (locked != 0 && holder == thread.key.tstate);
+    return static_cast<std::uint32_t>(runtime_word(abi_.gil_locked)) != 0 &&
+           runtime_word(abi_.gil_holder) == thread.key.tstate;
 }
 
 // With one CPU, all clocks stand still while this thread runs. But it put whoever ran off the CPU,
