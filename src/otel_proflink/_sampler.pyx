@@ -144,6 +144,8 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
     Profile* sampler_swap() noexcept
     float sampler_fill() noexcept
     SamplerStats sampler_stats() noexcept
+    const char* sampler_reader() noexcept
+    void sampler_tick() noexcept
 
 cdef extern from "self_observation.hpp" namespace "otel_proflink":
     cdef cppclass SelfObservation:
@@ -156,6 +158,7 @@ cdef extern from "self_observation.hpp" namespace "otel_proflink":
         uint64_t link_serial() noexcept
 
     cbool layout_plausible(const ProflinkAbi&) noexcept
+    const char* memory_refusal() noexcept
     cbool thread_list_is(const ProflinkAbi&, const uintptr_t*, size_t) noexcept
     uint64_t observed_word(uintptr_t) noexcept
     uintptr_t current_hamt_root_type(const ProflinkAbi&, uintptr_t) noexcept
@@ -258,6 +261,7 @@ def self_test():
         SamplerError: it is not, or this interpreter or platform is not supported.
     """
     global _checked
+    cdef const char* refusal
     if _checked:
         return
     proflink_abi_fill(&_abi)
@@ -267,6 +271,10 @@ def self_test():
         proflink_abi_shift(&_abi, field, by)
     if not layout_plausible(_abi):
         raise SamplerError("self-test failed: no interpreter has this layout; not sampling")
+    # Else a check that reads nothing would blame the layout.
+    refusal = memory_refusal()
+    if refusal is not NULL:
+        raise SamplerError((<bytes>refusal).decode())
     _follow_fork()
     from otel_proflink import self_test as checks
     checks.run()
@@ -370,6 +378,19 @@ def stats():
     with nogil:
         numbers = sampler_stats()
     return dict(numbers)
+
+
+def reader():
+    """How memory is read: `process_vm_readv` or `/proc/self/mem`."""
+    return (<bytes>sampler_reader()).decode()
+
+
+def tick():
+    """Does now, on the calling thread, what the sampling thread does in a tick; for benchmarks.
+
+    Does nothing unless the sampler runs.
+    """
+    sampler_tick()
 
 
 def swap():

@@ -39,30 +39,36 @@ class Memory {
     ~Memory() = default;
 };
 
-// The ladder: process_vm_readv (one system call for a batch), else preads of /proc/self/mem.
+// The ladder: process_vm_readv (one system call for a batch), else preads of /proc/self/mem. A rung
+// that is refused later, as by a seccomp filter that the application installs after we began, is
+// left then. Copies may be used on other threads, one thread each.
 class ProcessMemory final : public Memory {
   public:
     using Memory::read;
     bool read(const ReadRequest* requests, int count) noexcept override;
 
     // Picks the first rung that really reads, and really refuses a bad address. False with
-    // `reason` when none does. Call again in a forked child.
+    // `reason`, good until the next call, when none does. Call again in a forked child.
     bool open(const char** reason) noexcept;
+    // The last one gives the descriptor back that all share, if there is one.
     void close() noexcept;
 
     std::uint64_t failures() const noexcept { return failures_; }
-    const char* name() const noexcept { return fd_ >= 0 ? "/proc/self/mem" : "process_vm_readv"; }
+    const char* name() const noexcept { return by_file_ ? "/proc/self/mem" : "process_vm_readv"; }
 
   private:
-    bool read_vm(const ReadRequest* requests, int count) noexcept;
-    bool read_file(const ReadRequest* requests, int count) noexcept;
+    enum class Outcome : std::uint8_t { read, bad_address, refused };
+    Outcome read_vm(const ReadRequest* requests, int count) noexcept;
+    Outcome read_file(const ReadRequest* requests, int count) noexcept;
     bool probe() noexcept;
 
     // One system call's worth. Not on the stack, which may be a signal handler's small one.
     static constexpr int kBatch = 64;
 
     int pid_ = 0;
-    int fd_ = -1;
+    bool opened_ = false;
+    bool by_file_ = false;
+    int error_ = 0;  // why the last read failed
     std::uint64_t failures_ = 0;
     iovec local_[kBatch];
     iovec remote_[kBatch];

@@ -147,6 +147,12 @@ void Sampler::run() noexcept {
     }
 }
 
+void Sampler::tick_now() noexcept {
+    pthread_mutex_lock(&mutex_);
+    tick(clock_ns(CLOCK_MONOTONIC));
+    pthread_mutex_unlock(&mutex_);
+}
+
 Profile* Sampler::swap() noexcept {
     if (profile_ == nullptr) return nullptr;
     Profile* next = Profile::create(period_ns_);
@@ -265,6 +271,10 @@ void sampler_add_awaits(const AwaitSample* samples, std::size_t count) noexcept 
 float sampler_fill() noexcept { return g_created ? instance().fill() : 0; }
 
 SamplerStats sampler_stats() noexcept { return g_created ? instance().stats() : SamplerStats{}; }
+
+void sampler_tick() noexcept {
+    if (sampler_running()) instance().tick_now();
+}
 
 const char* sampler_reader() noexcept { return g_created ? instance().reader() : ""; }
 

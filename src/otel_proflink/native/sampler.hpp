@@ -71,5 +71,7 @@ PROFLINK_EXPORT Profile* sampler_swap() noexcept;
 PROFLINK_EXPORT float sampler_fill() noexcept;
 PROFLINK_EXPORT SamplerStats sampler_stats() noexcept;
 PROFLINK_EXPORT const char* sampler_reader() noexcept;
+// One tick on the calling thread, beside those of the sampling thread: to count its instructions.
+PROFLINK_EXPORT void sampler_tick() noexcept;
 
 }  // namespace otel_proflink

@@ -51,6 +51,7 @@ class Sampler {
     const char* reader() const noexcept { return memory_.name(); }
 
     void wake() noexcept;
+    void tick_now() noexcept;
 
     void before_fork() noexcept { pthread_mutex_lock(&mutex_); }
     void after_fork_in_parent() noexcept { pthread_mutex_unlock(&mutex_); }

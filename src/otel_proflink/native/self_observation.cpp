@@ -132,6 +132,13 @@ bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t* tstates,
     return at == 0;
 }
 
+const char* memory_refusal() noexcept {
+    ProcessMemory memory;
+    const char* reason = nullptr;
+    if (memory.open(&reason)) memory.close();
+    return reason;
+}
+
 std::uint64_t observed_word(std::uintptr_t address) noexcept {
     ProcessMemory memory;
     const char* reason = nullptr;

@@ -44,6 +44,9 @@ PROFLINK_EXPORT bool layout_plausible(const ProflinkAbi& abi) noexcept;
 PROFLINK_EXPORT bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t* tstates,
                                     std::size_t count) noexcept;
 
+// Why no memory can be read at all; nullptr if it can.
+PROFLINK_EXPORT const char* memory_refusal() noexcept;
+
 // A word as the sampler reads it; all ones when it cannot be read.
 PROFLINK_EXPORT std::uint64_t observed_word(std::uintptr_t address) noexcept;
 

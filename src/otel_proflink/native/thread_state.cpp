@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "thread_state.hpp"
 
-#include <fcntl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,38 +29,35 @@ bool thread_cpu_ns(std::int32_t tid, std::uint64_t* ns) noexcept {
 
 std::size_t TaskFile::read(std::int32_t tid, const char* name, char* text, std::size_t capacity,
                            bool keep_open) noexcept {
-    int fd = fd_;
-    if (fd < 0) {
+    if (!file_.is_ours()) {
         char path[64];
         std::snprintf(path, sizeof(path), "/proc/self/task/%d/%s", tid, name);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (keep_open) fd_ = fd;
+        file_.open(path);
     }
-    const ssize_t size = fd < 0 ? -1 : pread(fd, text, capacity - 1, 0);
-    if (fd >= 0 && fd != fd_) ::close(fd);
-    if (size <= 0) {
-        close();
-        return 0;
-    }
+    const ssize_t size = file_.is_open() ? pread(file_.fd(), text, capacity - 1, 0) : -1;
+    if (size <= 0 || !keep_open) file_.close();
+    if (size <= 0) return 0;
     text[size] = '\0';
     return static_cast<std::size_t>(size);
 }
 
-void TaskFile::close() noexcept {
-    if (fd_ >= 0) ::close(fd_);
-    fd_ = -1;
-}
+void TaskFile::close() noexcept { file_.close(); }
 
 ThreadState StateFile::read(std::int32_t tid, std::uintptr_t gil_begin, std::uintptr_t gil_end,
                             bool keep_open) noexcept {
-    char text[256];
+    char text[512];
     if (state_.read(tid, "syscall", text, sizeof(text), keep_open) == 0) {
         // A thread that is just gone looks the same; then its CPU clock will say so next time.
-        if (access("/proc/self/syscall", R_OK) != 0) {
-            g_available.store(false, std::memory_order_relaxed);
-        }
-        return ThreadState::running;
+        if (access("/proc/self/syscall", R_OK) == 0) return ThreadState::running;
+        g_available.store(false, std::memory_order_relaxed);
+        TaskFile stat;
+        if (stat.read(tid, "stat", text, sizeof(text), false) == 0) return ThreadState::running;
+        // "TID (name) S ...", and a name may hold anything, but what follows it holds no bracket.
+        const char* name_end = std::strrchr(text, ')');
+        const bool sleeps = name_end != nullptr && name_end[1] == ' ' && name_end[2] != 'R';
+        return sleeps ? ThreadState::blocked : ThreadState::running;
     }
+    if (!available()) g_available.store(true, std::memory_order_relaxed);
     if (std::strncmp(text, "running", 7) == 0) return ThreadState::running;
     char* rest = nullptr;
     const long number = std::strtol(text, &rest, 10);

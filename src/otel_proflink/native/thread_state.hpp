@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "own_file.hpp"
 #include "profile.hpp"
 
 namespace otel_proflink {
@@ -21,14 +22,16 @@ class TaskFile {
     std::size_t read(std::int32_t tid, const char* name, char* text, std::size_t capacity,
                      bool keep_open) noexcept;
     void close() noexcept;
-    bool is_open() const noexcept { return fd_ >= 0; }
+    bool is_open() const noexcept { return file_.is_open(); }
 
   private:
-    int fd_ = -1;
+    OwnFile file_;
 };
 
 // Reads /proc/self/task/TID/syscall: "running" for a runnable thread, else the system call that it
-// sleeps in, whose first argument tells a wait for the GIL from any other futex.
+// sleeps in, whose first argument tells a wait for the GIL from any other futex. It is the owner's
+// alone, and a process that is not dumpable is root's; then TID/stat, which anybody may read, still
+// tells a thread that sleeps from one that is runnable.
 class StateFile {
   public:
     ThreadState read(std::int32_t tid, std::uintptr_t gil_begin, std::uintptr_t gil_end,
@@ -38,7 +41,8 @@ class StateFile {
     void close() noexcept;
     bool is_open() const noexcept { return state_.is_open(); }
 
-    // False once the file could not be read: the state is then a guess from the CPU clock.
+    // False while `syscall` cannot be read: waits for the GIL are then told as `blocked`, and with
+    // no /proc at all every thread as `running`, whose CPU clock has to say the rest.
     static bool available() noexcept;
 
   private:
