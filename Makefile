@@ -9,6 +9,8 @@
 # make build          editable install into $(VENV), again after a change to native code
 # make lint           all linters and type checks; make format puts right what can be
 # make bench          the benchmarks (BENCH_ARGS="--quick span")
+# make instructions   count instructions (callgrind) and compare with the baseline
+#                     (INSTRUCTIONS_ARGS=--update makes the counts the new one)
 # make wheel          a wheel, in dist/
 # make clean          removes whatever these made, but for captures (proflink-out/)
 #
@@ -17,7 +19,7 @@
 .DELETE_ON_ERROR:
 SHELL := bash
 .PHONY: demo test test-all test-oldest native-test build lint lint-python lint-types lint-cython \
-	lint-native format bench wheel clean help
+	lint-native format bench instructions wheel clean help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 
@@ -25,6 +27,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+INSTRUCTIONS_ARGS ?=
 # Dependency groups of pyproject.toml. What is not installed is skipped, and said.
 TEST_GROUPS ?= test frameworks
 SANITIZE ?=
@@ -125,6 +128,9 @@ format: $(done)/lint-tools
 
 bench: $(done)/built $(done)/test-tools
 	$(py) -m benchmarks $(BENCH_ARGS)
+
+instructions: $(done)/built $(done)/test-tools
+	$(py) -m benchmarks.instructions $(INSTRUCTIONS_ARGS)
 
 wheel: $(done)/build-tools
 	$(py) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
