@@ -120,6 +120,7 @@ class Engine:
         self._pending: deque[Batch] = deque()
         self._unfinished: _Unfinished | None = None
         self._failing = False
+        self._swept = False  # although timers were asked for; said
         self._counters = {
             "exports_ok": 0,
             "exports_failed": 0,
@@ -239,6 +240,7 @@ class Engine:
             if not stopping:
                 self._awaits.start()
                 server_exits.look()
+                self._guarded(self._notice_engine)
             try:
                 if requests or time.monotonic() >= next_flush or self._is_filling():
                     next_flush = time.monotonic() + interval
@@ -268,6 +270,17 @@ class Engine:
             step()
         except Exception:
             self._failed_inside()
+
+    def _notice_engine(self) -> None:
+        """Say, once, that CPU is not sampled as was asked for."""
+        if self.config.engine == "cpu_timer" and not self._swept:
+            stats = self._sampler.stats()
+            self._swept = not stats["cpu_timer"]
+            if self._swept:
+                why = "somebody else took SIGPROF" if stats["stood_back"] else "it could not start"
+                logger.warning(
+                    "otel-proflink samples with the engine sweep, not cpu_timer: %s", why
+                )
 
     def _prepare(self) -> None:
         try:

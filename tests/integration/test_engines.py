@@ -15,10 +15,12 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from otel_proflink import _sampler
+from otel_proflink import Profiler, _sampler
+from otel_proflink.config import Config
 from tests.support import pprof_schema
 
 RATE = 100.0
@@ -301,3 +303,17 @@ def test_in_a_process_of_its_own(action: str) -> None:
     assert ended.returncode == 0, ended.stderr
     if action in ("faulthandler", "small_stacks"):
         assert json.loads(ended.stdout)["signals"] > 100
+
+
+def test_says_that_it_stood_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGPROF)
+    config = Config(output_dir=os.fspath(tmp_path), engine="cpu_timer", start="now")
+    with Profiler(config):
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        deadline = time.monotonic() + 20
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.05)
+    signal.signal(signal.SIGPROF, before or signal.SIG_IGN)
+    assert [record.getMessage() for record in caplog.records] == [
+        "otel-proflink samples with the engine sweep, not cpu_timer: somebody else took SIGPROF"
+    ]
