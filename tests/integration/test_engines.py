@@ -119,7 +119,9 @@ def test_short_threads_are_seen_in_proportion() -> None:
             thread.join()
     _, cpu, _ = totals("burn")
     assert moved["timers_refused"] == 0
-    assert 0.2 < cpu < 0.8, "half a second, of which one can see every other thread"
+    # Half a second, of which the ticks meet every other thread; timers alone see a hundredth.
+    assert cpu > 0.1, f"too few samples: {cpu} s"
+    assert cpu < 0.8
 
 
 def test_a_handler_that_was_there_is_still_called() -> None:
