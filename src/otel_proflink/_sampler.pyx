@@ -79,6 +79,7 @@ cdef extern from "profile.hpp" namespace "otel_proflink" nogil:
         uint64_t start_unix_ns
         uint64_t duration_ns
         uint64_t period_ns
+        uint64_t resident()
         Table[LinkData] links
         Table[ProfiledThread] threads
         Table[Sample] samples
@@ -118,11 +119,13 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
         uint64_t snapshots
         uint64_t retries
         uint64_t give_ups
+        uint64_t unknown_labels
         uint64_t read_errors
         uint64_t table_overflows
         uint64_t cpu_not_sampled_ns
         uint64_t threads
         uint64_t sampler_cpu_ns
+        uint64_t period_ns
         uint64_t state_guesses
         uint64_t cpu_timer
         uint64_t stood_back
@@ -146,6 +149,8 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
     SamplerStats sampler_stats() noexcept
     const char* sampler_reader() noexcept
     void sampler_tick() noexcept
+    uint64_t sampler_memory() noexcept
+    void sampler_budget(double) noexcept
 
 cdef extern from "self_observation.hpp" namespace "otel_proflink":
     cdef cppclass SelfObservation:
@@ -373,11 +378,18 @@ def fill():
 
 
 def stats():
-    """The sampler's own counters since the process started."""
-    cdef SamplerStats numbers
-    with nogil:
-        numbers = sampler_stats()
-    return dict(numbers)
+    """The sampler's own counters; see `otel_proflink.stats`. Waits for nobody."""
+    return dict(sampler_stats())
+
+
+def memory_bytes():
+    """Bytes that the sampler's tables and the links take up. Some 50 us; waits for nobody."""
+    return sampler_memory()
+
+
+def set_budget(double share):
+    """Lets the sampler use this share of one CPU from its next start on; 0: as much as it needs."""
+    sampler_budget(share)
 
 
 def reader():
@@ -434,13 +446,18 @@ cdef class Capture:
 
     @property
     def period_ns(self):
-        """Nominal time between two ticks in nanoseconds."""
+        """Time between two ticks in nanoseconds: as asked for, or the mean under a budget."""
         return self.checked().period_ns
 
     @property
     def sample_count(self):
         """Distinct (stack, link, thread, state) combinations."""
         return self.checked().samples.size()
+
+    @property
+    def memory_bytes(self):
+        """Bytes that its tables take up in memory."""
+        return self.checked().resident()
 
     def local_roots(self):
         """Local root span id to span type, of every link that occurs."""

@@ -30,6 +30,8 @@ ENDPOINT_COLLECTION: Final = "OTEL_PROFLINK_ENDPOINT_COLLECTION"
 SPAN_NAMES: Final = "OTEL_PROFLINK_SPAN_NAMES"
 SPAN_ATTRIBUTES: Final = "OTEL_PROFLINK_SPAN_ATTRIBUTES"
 AWAIT_RATE: Final = "OTEL_PROFLINK_AWAIT_RATE"
+MAX_OVERHEAD: Final = "OTEL_PROFLINK_MAX_OVERHEAD"
+METRICS: Final = "OTEL_PROFLINK_METRICS"
 START: Final = "OTEL_PROFLINK_START"
 
 EXPORTERS: Final[tuple[ExporterName, ...]] = ("file", "pprof", "none")
@@ -40,6 +42,9 @@ MIN_SAMPLE_RATE: Final = 1.0
 MAX_SAMPLE_RATE: Final = 10_000.0
 # Reading tasks takes the GIL, some 5 us each.
 MAX_AWAIT_RATE: Final = 100.0
+# Less than one tick a second costs cannot be held, more than one thread can burn cannot be missed.
+MIN_MAX_OVERHEAD: Final = 0.01
+MAX_MAX_OVERHEAD: Final = 100.0
 # A shorter interval would spend more on encoding than on sampling; a day is a slip of the units.
 MIN_EXPORT_INTERVAL_MS: Final = 100
 MAX_EXPORT_INTERVAL_MS: Final = 24 * 60 * 60 * 1000
@@ -93,6 +98,10 @@ class Config:
         span_attributes: give ended spans what was sampled of them, as ``proflink.*`` attributes.
         await_rate_hz: looks per second at asyncio tasks that wait, 0 to 100; 0 = none, and profiles
             without the sample type ``await``.
+        max_overhead_percent: CPU that the sampler's thread may use, in percent of one core, 0.01 to
+            100: with more to do than fits in, it looks less often, down to once a second. None =
+            as much as the sample rate takes.
+        metrics: offer OpenTelemetry metrics of the profiler itself to the global `MeterProvider`.
         start: ``now``; ``first_span``: at the first span of this process; ``auto``: ``first_span``
             in a process that only supervises forked workers, else ``now``.
 
@@ -113,6 +122,8 @@ class Config:
     span_names: bool = True
     span_attributes: bool = True
     await_rate_hz: float = 10.0
+    max_overhead_percent: float | None = None
+    metrics: bool = True
     start: StartMode = "auto"
 
     def __post_init__(self) -> None:
@@ -126,6 +137,10 @@ class Config:
             raise ConfigError(SAMPLE_RATE, self.sample_rate_hz, _RATE_RANGE)
         if not 0 <= self.await_rate_hz <= MAX_AWAIT_RATE:
             raise ConfigError(AWAIT_RATE, self.await_rate_hz, _AWAIT_RANGE)
+        if self.max_overhead_percent is not None and not (
+            MIN_MAX_OVERHEAD <= self.max_overhead_percent <= MAX_MAX_OVERHEAD
+        ):
+            raise ConfigError(MAX_OVERHEAD, self.max_overhead_percent, _OVERHEAD_RANGE)
         if not MIN_EXPORT_INTERVAL_MS <= self.export_interval_ms <= MAX_EXPORT_INTERVAL_MS:
             raise ConfigError(EXPORT_INTERVAL, self.export_interval_ms, _INTERVAL_RANGE)
         if self.output_max_bytes < 0:
@@ -168,12 +183,15 @@ class Config:
             span_names=_get(env, SPAN_NAMES, default.span_names, _boolean),
             span_attributes=_get(env, SPAN_ATTRIBUTES, default.span_attributes, _boolean),
             await_rate_hz=_get(env, AWAIT_RATE, default.await_rate_hz, _number(_AWAIT_RANGE)),
+            max_overhead_percent=_get(env, MAX_OVERHEAD, None, _number(_OVERHEAD_RANGE)),
+            metrics=_get(env, METRICS, default.metrics, _boolean),
             start=_get(env, START, default.start, _choice(START_MODES)),
         )
 
 
 _RATE_RANGE: Final = "a number of samples per second from 1 to 10000"
 _AWAIT_RANGE: Final = "a number of looks per second from 0 (off) to 100"
+_OVERHEAD_RANGE: Final = "a percentage of one core from 0.01 to 100, or nothing for no limit"
 _INTERVAL_RANGE: Final = "a whole number of milliseconds from 100 to 86400000"
 _BYTES_RANGE: Final = "a whole number of bytes, 0 for no limit"
 _AGE_RANGE: Final = "a whole number of seconds, 0 for no limit"

@@ -34,6 +34,8 @@ from .thread_names import ThreadNames
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
+    from .stats import ExportStats, RunStats, SamplerStats
+
 logger = logging.getLogger(__name__)
 
 THREAD_NAME: Final = "otel-proflink-exporter"
@@ -121,14 +123,17 @@ class Engine:
         self._unfinished: _Unfinished | None = None
         self._failing = False
         self._swept = False  # although timers were asked for; said
-        self._counters = {
+        self._counters: ExportStats = {
             "exports_ok": 0,
             "exports_failed": 0,
             "exports_dropped": 0,
             "endpoint_fixups": 0,
             "exporter_errors": 0,
             "exporter_cpu_ns": 0,
+            "spans_dropped": 0,
         }
+        #: of the sampler, once it has stopped: it may start again, for another engine
+        self._last: SamplerStats | None = None
 
     # -- what other threads call ------------------------------------------------------------------
 
@@ -139,6 +144,7 @@ class Engine:
             Exception: the sampler's `SamplerError` when it refuses, or what starting a thread may
                 raise; nothing runs then.
         """
+        self._sampler.set_budget((self.config.max_overhead_percent or 0.0) / 100)
         self._sampler.start(
             self.config.sample_rate_hz, self.config.await_rate_hz > 0, self.config.engine
         )
@@ -178,6 +184,11 @@ class Engine:
             # After a timeout it may hang in a write for good; it is a daemon.
             thread.join(_JOIN_S if succeeded else 0.0)
         self._end()
+        self._last = self._sampler.stats()
+        self._counters["spans_dropped"] = self._inbox.dropped
+        if logger.isEnabledFor(logging.DEBUG):
+            figures = ", ".join(f"{key}={value}" for key, value in self.stats().items())
+            logger.debug("otel-proflink has stopped sampling process %d: %s", self.pid, figures)
         return succeeded
 
     def _end(self) -> None:
@@ -194,14 +205,22 @@ class Engine:
         self._unfinished = None
         self._encoded_spans.clear()
 
-    def stats(self) -> dict[str, int]:
-        """The sampler's counters and ours."""
+    def stats(self) -> RunStats:
+        """The sampler's counters and ours, of this run. Takes no lock."""
+        if self._last is not None:
+            return {**self._last, **self._counters, **self._exporter.stats()}
         return {
             **self._sampler.stats(),
             **self._counters,
             "spans_dropped": self._inbox.dropped,
             **self._exporter.stats(),
         }
+
+    def memory_bytes(self) -> int:
+        """Bytes of memory that sampling takes up now. Takes no lock, but some 50 us."""
+        unfinished = self._unfinished
+        waiting = 0 if unfinished is None else unfinished.capture.memory_bytes
+        return self._sampler.memory_bytes() + waiting
 
     def _ask(self, request: _Request, timeout_s: float) -> bool:
         thread = self._thread

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import lifecycle
 from .config import Config, ConfigError
 from .supervisors import only_supervises
+
+if TYPE_CHECKING:
+    from .stats import ProfilerStats
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +98,17 @@ class Profiler:
             logger.debug("stop failed", exc_info=True)
             return False
 
-    def stats(self) -> dict[str, int]:
-        """Counters of the sampler and of the exports; empty when nothing runs."""
+    def stats(self) -> ProfilerStats:
+        """What the sampler and the exports have done since they started, and what they cost.
+
+        Returns:
+            See `otel_proflink.stats.ProfilerStats`; empty when nothing runs.
+        """
         try:
             engine = lifecycle.engine()
-            return engine.stats() if engine is not None else {}
+            if engine is None:
+                return {}
+            return {**engine.stats(), "memory_bytes": engine.memory_bytes()}
         except Exception:
             logger.debug("stats failed", exc_info=True)
             return {}

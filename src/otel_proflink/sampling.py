@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from .stats import SamplerStats
 
 
 class Capture(Protocol):
@@ -13,6 +16,10 @@ class Capture(Protocol):
     @property
     def sample_count(self) -> int:
         """Samples in it."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that it takes up."""
 
     def local_roots(self) -> dict[int, str]:
         """Local root span id -> span type, of the links in it."""
@@ -56,8 +63,14 @@ class Sampler(Protocol):
     def fill(self) -> float:
         """How full the current profile's tables are, 0 to 1."""
 
-    def stats(self) -> dict[str, int]:
-        """Native counters."""
+    def set_budget(self, share: float) -> None:
+        """What sampling may cost from the next start on: share of one CPU, 0 = no limit."""
+
+    def stats(self) -> SamplerStats:
+        """Native counters. Any thread; waits for nobody."""
+
+    def memory_bytes(self) -> int:
+        """What the tables take up. Takes longer than `stats`; waits for nobody."""
 
 
 class SamplerUnavailableError(Exception):

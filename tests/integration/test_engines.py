@@ -46,9 +46,9 @@ def burn(seconds: float) -> None:
 @contextlib.contextmanager
 def sampling(rate: float = RATE) -> Iterator[dict[str, int]]:
     """Samples with timers; what is yielded holds, after the end, what the counters moved by."""
-    before = _sampler.stats()
     moved: dict[str, int] = {}
     _sampler.start(rate, engine="cpu_timer")
+    before = _sampler.stats()
     assert _sampler.stats()["cpu_timer"] == 1
     try:
         yield moved

@@ -26,6 +26,9 @@ GOOD = [
     ("OTEL_PROFLINK_SPAN_ATTRIBUTES", "no", "span_attributes", False),
     ("OTEL_PROFLINK_AWAIT_RATE", "0", "await_rate_hz", 0.0),
     ("OTEL_PROFLINK_AWAIT_RATE", "2.5", "await_rate_hz", 2.5),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "0.5", "max_overhead_percent", 0.5),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "", "max_overhead_percent", None),
+    ("OTEL_PROFLINK_METRICS", "false", "metrics", False),
     ("OTEL_PROFLINK_START", "first_span", "start", "first_span"),
     ("OTEL_PROFLINK_ENABLED", "no", "enabled", False),
     ("OTEL_SDK_DISABLED", "TRUE", "enabled", False),
@@ -56,6 +59,11 @@ BAD = [
     ("OTEL_PROFLINK_AWAIT_RATE", "often", "from 0 (off) to 100"),
     ("OTEL_PROFLINK_AWAIT_RATE", "101", "from 0 (off) to 100"),
     ("OTEL_PROFLINK_AWAIT_RATE", "-1", "from 0 (off) to 100"),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "0.5%", "percentage of one core from 0.01 to 100"),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "0", "from 0.01 to 100"),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "101", "from 0.01 to 100"),
+    ("OTEL_PROFLINK_MAX_OVERHEAD", "nan", "from 0.01 to 100"),
+    ("OTEL_PROFLINK_METRICS", "some", "true or false"),
     ("OTEL_PROFLINK_START", "later", "auto or now or first_span"),
 ]
 
@@ -71,6 +79,8 @@ def test_defaults() -> None:
     assert not config.flush_on_sigterm
     assert config.endpoint_collection
     assert config.start == "auto"
+    assert config.max_overhead_percent is None
+    assert config.metrics
     assert config.output_max_bytes > 0
     assert config.output_max_age_s > 0
 

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from opentelemetry.context import Context
@@ -46,6 +46,7 @@ from otel_proflink.profiler import Profiler
 from otel_proflink.sampling import SamplerUnavailableError
 from otel_proflink.span_inbox import SpanInbox
 from otel_proflink.span_processor import ProflinkSpanProcessor
+from otel_proflink.stats import ProfilerStats
 from otel_proflink.supervisors import only_supervises
 from otel_proflink.thread_names import ThreadNames
 
@@ -58,6 +59,7 @@ class FakeCapture:
     def __init__(self, roots: dict[int, str], samples: int) -> None:
         self.roots = roots
         self.sample_count = samples
+        self.memory_bytes = 4096
 
     def local_roots(self) -> dict[int, str]:
         return self.roots
@@ -90,7 +92,7 @@ class FakeSampler:
         self.captures: list[weakref.ref[FakeCapture]] = []
         self._running = False
 
-    def start(self, rate_hz: float, awaits: bool = False) -> None:
+    def start(self, rate_hz: float, awaits: bool = False, engine: str = "auto") -> None:
         if self.refusal is not None:
             raise FakeSamplerError(self.refusal)
         self.calls.append(f"start {rate_hz:g}")
@@ -115,6 +117,12 @@ class FakeSampler:
         self.captures.append(weakref.ref(capture))
         self.full = 0.0
         return capture
+
+    def set_budget(self, share: float) -> None:
+        self.budget = share
+
+    def memory_bytes(self) -> int:
+        return 8192
 
     def fill(self) -> float:
         return self.full
@@ -283,6 +291,22 @@ def test_stats(sampler: FakeSampler, out: Path) -> None:
     assert stats["exports_ok"] == 1
     assert all(type(value) is int for value in stats.values())
     assert {"exports_failed", "exports_dropped", "files_dropped", "spans_dropped"} <= stats.keys()
+    assert stats["memory_bytes"] > 0
+    assert stats.keys() <= get_type_hints(ProfilerStats).keys(), "documented there"
+
+
+def test_the_end_is_one_debug_line(
+    sampler: FakeSampler, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    one = Profiler(Config(output_dir=str(out), max_overhead_percent=0.5)).start()
+    assert sampler.budget == 0.005
+    assert one.flush(5)
+    assert one.stop(5)
+    (line,) = [r.getMessage() for r in caplog.records if "has stopped" in r.getMessage()]
+    assert f"process {os.getpid()}:" in line
+    assert "ticks=7, " in line
+    assert "exports_ok=2" in line
 
 
 @pytest.mark.parametrize("variable", ["OTEL_PROFLINK_ENABLED=false", "OTEL_SDK_DISABLED=true"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..ended_span import EndedSpan
+    from ..stats import DestinationStats
 
 
 class ExportError(Exception):
@@ -70,8 +71,8 @@ class Exporter(Protocol):
             ExportError: it failed; the older content is still there.
         """
 
-    def stats(self) -> dict[str, int]:
-        """Counters of this destination."""
+    def stats(self) -> DestinationStats:
+        """Counters of this destination. Any thread."""
 
     def shutdown(self) -> None:
         """Let go of everything; nothing is called afterwards."""

@@ -10,6 +10,7 @@ from .base import Batch
 
 if TYPE_CHECKING:
     from ..ended_span import EndedSpan
+    from ..stats import DestinationStats
 
 
 class NoneExporter:
@@ -32,7 +33,7 @@ class NoneExporter:
         """Nothing was written, so nothing is replaced."""
         return False
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> DestinationStats:
         """No counters."""
         return {}
 

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "resident.hpp"
+
 namespace otel_proflink {
 
 template <typename T>
@@ -18,11 +20,11 @@ class Reserved {
     Reserved() = default;
     Reserved(const Reserved&) = delete;
     Reserved& operator=(const Reserved&) = delete;
-    ~Reserved() {
-        if (data_ != nullptr) munmap(data_, sizeof(T) * capacity_);
-    }
+    ~Reserved() { release(); }
 
+    // Fresh and zero, whatever was there before.
     bool reserve(std::uint32_t capacity) noexcept {
+        release();
         void* memory = mmap(nullptr, sizeof(T) * capacity, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) return false;
@@ -34,8 +36,17 @@ class Reserved {
     T& operator[](std::uint32_t i) noexcept { return data_[i]; }
     const T& operator[](std::uint32_t i) const noexcept { return data_[i]; }
     std::uint32_t capacity() const noexcept { return capacity_; }
+    std::uint64_t resident() const noexcept {
+        return data_ == nullptr ? 0 : resident_bytes(data_, sizeof(T) * capacity_);
+    }
 
   private:
+    void release() noexcept {
+        if (data_ != nullptr) munmap(data_, sizeof(T) * capacity_);
+        data_ = nullptr;
+        capacity_ = 0;
+    }
+
     T* data_ = nullptr;
     std::uint32_t capacity_ = 0;
 };
@@ -60,6 +71,7 @@ class Table {
     float fill() const noexcept {
         return static_cast<float>(size_) / static_cast<float>(items_.capacity());
     }
+    std::uint64_t resident() const noexcept { return items_.resident(); }
     T& operator[](std::uint32_t i) noexcept { return items_[i]; }
     const T& operator[](std::uint32_t i) const noexcept { return items_[i]; }
 
@@ -130,6 +142,8 @@ class Index {
     }
 
     void set(std::uint32_t slot, std::uint32_t entry) noexcept { slots_[slot] = entry + 1; }
+
+    std::uint64_t resident() const noexcept { return slots_.resident(); }
 
   private:
     Reserved<std::uint32_t> slots_;  // entry + 1; 0 = empty, which is what fresh pages hold

@@ -70,6 +70,10 @@ class CodeTable final : public FrameVisitor {
     std::uint32_t intern_stack() noexcept;
 
     float fill() const noexcept { return entries_.fill(); }
+    std::uint64_t resident() const noexcept {
+        return entries_.resident() + places_.resident() + entry_index_.resident() +
+               place_index_.resident();
+    }
 
   private:
     // One interval's code objects and distinct instructions; the exporter swaps before they fill.

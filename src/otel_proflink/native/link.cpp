@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "resident.hpp"
+
 namespace otel_proflink {
 namespace {
 
@@ -244,6 +246,20 @@ bool link_totals(const LinkRecord* record, LinkTotals* own, LinkTotals* below) n
 }
 
 std::uint64_t link_live() noexcept { return g_live.load(std::memory_order_relaxed); }
+
+std::uint64_t link_resident() noexcept {
+    std::uint64_t bytes = 0;
+    for (std::uint32_t i = 0; i < kMaxChunks; ++i) {
+        const LinkRecord* records = g_chunks[i].load(std::memory_order_acquire);
+        if (records == nullptr) break;  // they are mapped in turn
+        bytes += resident_bytes(records, sizeof(LinkRecord) * kChunkRecords);
+        const Account* accounts = g_accounts[i].load(std::memory_order_acquire);
+        if (accounts != nullptr) {
+            bytes += resident_bytes(accounts, sizeof(Account) * kChunkRecords);
+        }
+    }
+    return bytes;
+}
 
 std::uint8_t span_type_intern(const char* text, std::uint32_t size) noexcept {
     if (size == 0) return 0;

@@ -187,4 +187,12 @@ float Profile::fill() const noexcept {
     return most;
 }
 
+std::uint64_t Profile::resident() const noexcept {
+    return text.resident() + strings.resident() + functions.resident() + locations.resident() +
+           frames.resident() + stacks.resident() + links.resident() + threads.resident() +
+           samples.resident() + string_index_.resident() + function_index_.resident() +
+           location_index_.resident() + stack_index_.resident() + link_index_.resident() +
+           thread_index_.resident() + sample_index_.resident();
+}
+
 }  // namespace otel_proflink

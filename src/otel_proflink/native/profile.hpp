@@ -77,6 +77,7 @@ class Profile {
     std::uint32_t marker_stack(const char* name) noexcept;
 
     float fill() const noexcept;
+    PROFLINK_EXPORT std::uint64_t resident() const noexcept;  // bytes of its tables
 
     std::uint64_t start_unix_ns = 0;
     std::uint64_t duration_ns = 0;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 #include "sampler_state.hpp"
@@ -25,21 +26,30 @@ const char* Sampler::start(const ProflinkAbi& abi, std::uint64_t period_ns, bool
                            Engine engine) noexcept {
     if (running_) return nullptr;
     abi_ = abi;
-    period_ns_ = period_ns;
+    period_ns_ = tick_period_ns_ = period_ns;
     awaits_ = awaits;
     stopping_.store(false);
     tick_number_ = 0;
     const char* reason = nullptr;
     if (!memory_.open(&reason)) return reason;
-    threads_.clear();
-    if (threads_.reserve() == false) return "no address space for the thread table";
-    profile_free(profile_);
-    profile_ = Profile::create(period_ns);
+    Profile* last = profile_;
+    Profile* fresh = Profile::create(period_ns);
     const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
-    if (profile_ == nullptr || !begin_profile(profile_, now)) {
-        return "no address space for a profile";
-    }
+    pthread_mutex_lock(&mutex_);  // somebody may be measuring the tables
+    threads_.clear();
+    const bool reserved = threads_.reserve();
+    profile_ = fresh;
+    const bool begun = profile_ != nullptr && begin_profile(profile_, now);
+    budget_.begin(budget_share_, period_ns_, now, 0);  // of a thread that has yet to start
+    stats_ = SamplerStats{};
+    timers_before_ = cpu_timers_stats();
+    earlier_cpu_ns_.store(0);
+    pthread_mutex_unlock(&mutex_);
+    profile_free(last);
+    if (!reserved) return "no address space for the thread table";
+    if (!begun) return "no address space for a profile";
     timers_ = begin_timers(engine);
+    publish();
     threads_.refresh(0, now, period_ns_, true);
 
     // The thread inherits a mask with everything blocked: signals are for the application.
@@ -74,6 +84,7 @@ void Sampler::stop() noexcept {
     threads_.clear();
     running_ = false;
     memory_.close();
+    publish();
     pthread_mutex_unlock(&mutex_);
 }
 
@@ -125,8 +136,8 @@ Sampler::Woken Sampler::sleep_until(std::uint64_t deadline) noexcept {
 
 void Sampler::run() noexcept {
     std::uint64_t nominal = clock_ns(CLOCK_MONOTONIC) + period_ns_;
-    const std::uint64_t spread = period_ns_ / kJitterDivisor;
     for (;;) {
+        const std::uint64_t spread = tick_period_ns_ / kJitterDivisor;
         random_ = mix(random_ + 0x9e3779b97f4a7c15u);
         const std::uint64_t deadline = nominal - spread / 2 + random_ % (spread + 1);
         Woken woken = sleep_until(deadline);
@@ -138,12 +149,16 @@ void Sampler::run() noexcept {
         if (woken == Woken::by_stop) return;
         pthread_mutex_lock(&mutex_);
         const std::uint64_t now = clock_ns(CLOCK_MONOTONIC);
-        if (now > deadline + period_ns_ / 2) ++stats_.late_ticks;
+        if (now > deadline + tick_period_ns_ / 2) ++stats_.late_ticks;
         tick(now);
+        if (budget_.limited()) {
+            tick_period_ns_ = budget_.next_period(now, clock_ns(CLOCK_THREAD_CPUTIME_ID));
+        }
+        publish();
         pthread_mutex_unlock(&mutex_);
-        nominal += period_ns_;
+        nominal += tick_period_ns_;
         // After a suspension or an overrun: go on from here instead of catching up in a burst.
-        if (nominal < now) nominal = now + period_ns_;
+        if (nominal < now) nominal = now + tick_period_ns_;
     }
 }
 
@@ -170,6 +185,7 @@ Profile* Sampler::swap() noexcept {
         // No address space for the code table: this profile stays empty, the next swap retries.
         ++stats_.table_overflows;
     }
+    publish();
     pthread_mutex_unlock(&mutex_);
     return done;
 }
@@ -182,25 +198,49 @@ float Sampler::fill() noexcept {
     return fill;
 }
 
-SamplerStats Sampler::stats() noexcept {
-    pthread_mutex_lock(&mutex_);
+// While the mutex is held.
+void Sampler::publish() noexcept {
     SamplerStats stats = stats_;
     if (profile_ != nullptr) stats.table_overflows += profile_->overflows;
     stats.state_guesses = StateFile::available() ? 0 : 1;
+    const CpuTimerStats timers = cpu_timers_stats();
+    stats.cpu_timer = timers_ ? 1 : 0;
+    stats.signals = timers.signals - timers_before_.signals;
+    stats.signal_overruns = timers.overruns - timers_before_.overruns;
+    stats.signals_dropped += timers.dropped - timers_before_.dropped;
+    stats.signal_ns = timers.spent_ns - timers_before_.spent_ns;
+    stats.timers_refused = timers.refused - timers_before_.refused;
+    stats.period_ns = tick_period_ns_;
+    std::uint64_t words[kStats];
+    std::memcpy(words, &stats, sizeof(stats));
+    for (std::size_t i = 0; i < kStats; ++i) {
+        published_[i].store(words[i], std::memory_order_relaxed);
+    }
+}
+
+SamplerStats Sampler::stats() const noexcept {
+    std::uint64_t words[kStats];
+    for (std::size_t i = 0; i < kStats; ++i) {
+        words[i] = published_[i].load(std::memory_order_relaxed);
+    }
+    SamplerStats stats;
+    std::memcpy(&stats, words, sizeof(stats));
     // Not in a tick: each clock costs a system call.
     std::uint64_t cpu = 0;
     const std::int32_t tid = tid_.load();
     if (tid != 0) thread_cpu_ns(tid, &cpu);
     stats.sampler_cpu_ns = earlier_cpu_ns_.load() + cpu;
-    const CpuTimerStats timers = cpu_timers_stats();
-    stats.cpu_timer = timers_ ? 1 : 0;
-    stats.signals = timers.signals;
-    stats.signal_overruns = timers.overruns;
-    stats.signals_dropped += timers.dropped;
-    stats.signal_ns = timers.spent_ns;
-    stats.timers_refused = timers.refused;
-    pthread_mutex_unlock(&mutex_);
     return stats;
+}
+
+std::uint64_t Sampler::memory() noexcept {
+    if (pthread_mutex_trylock(&mutex_) == 0) {
+        const std::uint64_t bytes = codes_.resident() + threads_.resident() +
+                                    (profile_ == nullptr ? 0 : profile_->resident());
+        resident_.store(bytes, std::memory_order_relaxed);
+        pthread_mutex_unlock(&mutex_);
+    }
+    return resident_.load(std::memory_order_relaxed) + link_resident();
 }
 
 // The child has one thread and a copy of everything. The parent's samples are the parent's.
@@ -219,6 +259,9 @@ void Sampler::after_fork_in_child() noexcept {
     profile_ = nullptr;
     awaits_ = false;
     stats_ = SamplerStats{};
+    timers_before_ = CpuTimerStats{};
+    resident_.store(0, std::memory_order_relaxed);
+    publish();
 }
 
 namespace {
@@ -275,6 +318,12 @@ SamplerStats sampler_stats() noexcept { return g_created ? instance().stats() : 
 void sampler_tick() noexcept {
     if (sampler_running()) instance().tick_now();
 }
+
+std::uint64_t sampler_memory() noexcept {
+    return g_created ? instance().memory() : link_resident();
+}
+
+void sampler_budget(double share) noexcept { instance().set_budget(share); }
 
 const char* sampler_reader() noexcept { return g_created ? instance().reader() : ""; }
 

@@ -16,15 +16,17 @@ enum class Engine : std::uint8_t {
 
 struct SamplerStats {
     std::uint64_t ticks;
-    std::uint64_t late_ticks;   // woke more than half a period late
-    std::uint64_t snapshots;    // threads read
-    std::uint64_t retries;      // attempts that something changed under
-    std::uint64_t give_ups;     // threads reported as unreadable after the last attempt
-    std::uint64_t read_errors;  // addresses that could not be read
+    std::uint64_t late_ticks;      // woke more than half a period late
+    std::uint64_t snapshots;       // threads read
+    std::uint64_t retries;         // attempts that something changed under
+    std::uint64_t give_ups;        // threads reported as unreadable after the last attempt
+    std::uint64_t unknown_labels;  // samples whose label was not proven, those included
+    std::uint64_t read_errors;     // addresses that could not be read
     std::uint64_t table_overflows;
     std::uint64_t cpu_not_sampled_ns;  // burnt by threads that no sample ever caught running
     std::uint64_t threads;
     std::uint64_t sampler_cpu_ns;
+    std::uint64_t period_ns;  // between ticks, now: longer than asked for to hold the CPU budget
     std::uint64_t state_guesses;  // 1: the kernel does not tell thread states
     std::uint64_t cpu_timer;      // 1: CPU is sampled by timers
     std::uint64_t stood_back;     // times that somebody else took SIGPROF
@@ -69,7 +71,13 @@ PROFLINK_EXPORT void sampler_add_awaits(const AwaitSample* samples, std::size_t 
 // Everything since the last swap; the caller owns it. nullptr: never started, or out of memory.
 PROFLINK_EXPORT Profile* sampler_swap() noexcept;
 PROFLINK_EXPORT float sampler_fill() noexcept;
+// Of the run since the last start, as of its last tick. Any thread; waits for nobody.
 PROFLINK_EXPORT SamplerStats sampler_stats() noexcept;
+// Bytes that the sampler's tables and the links take up in memory, without profiles swapped out.
+// Some 50 us; waits for nobody: while a tick runs it gives the last answer.
+PROFLINK_EXPORT std::uint64_t sampler_memory() noexcept;
+// What sampling may cost from the next start on: share of one CPU, 0 for no limit.
+PROFLINK_EXPORT void sampler_budget(double share) noexcept;
 PROFLINK_EXPORT const char* sampler_reader() noexcept;
 // One tick on the calling thread, beside those of the sampling thread: to count its instructions.
 PROFLINK_EXPORT void sampler_tick() noexcept;

@@ -10,6 +10,7 @@
 #include <atomic>
 
 #include "code.hpp"
+#include "cpu_budget.hpp"
 #include "sampler.hpp"
 #include "threads.hpp"
 
@@ -47,7 +48,9 @@ class Sampler {
     void add_awaits(const AwaitSample* samples, std::size_t count) noexcept;
     Profile* swap() noexcept;
     float fill() noexcept;
-    SamplerStats stats() noexcept;
+    SamplerStats stats() const noexcept;
+    std::uint64_t memory() noexcept;
+    void set_budget(double share) noexcept { budget_share_ = share; }
     const char* reader() const noexcept { return memory_.name(); }
 
     void wake() noexcept;
@@ -68,6 +71,7 @@ class Sampler {
     void credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept;
     void account(const SampledThread& thread, const LinkTotals& share) noexcept;
     void close_interval(std::uint64_t now) noexcept;
+    void publish() noexcept;
     bool begin_profile(Profile* profile, std::uint64_t now) noexcept;
     std::uint32_t profiled_thread(SampledThread& thread) noexcept;
     bool begin_timers(Engine engine) noexcept;
@@ -99,14 +103,23 @@ class Sampler {
     // Moves when the thread is to look up. A futex, so that a tick's sleep costs one system call.
     std::atomic<std::uint32_t> wakes_{0};
     std::uint32_t wakes_seen_ = 0;
-    bool timers_ = false;  // the engine is cpu_timer
-    std::uint64_t period_ns_ = 0;
+    bool timers_ = false;               // the engine is cpu_timer
+    std::uint64_t period_ns_ = 0;       // as asked for
+    std::uint64_t tick_period_ns_ = 0;  // as the budget allows: how far ticks are apart now
+    double budget_share_ = 0;
+    CpuBudget budget_;
     std::uint64_t interval_began_ns_ = 0;
+    std::uint64_t interval_began_tick_ = 0;
     std::uint64_t tick_number_ = 0;
     bool awaits_ = false;
     int cpus_ = 1;  // that this thread may run on
     std::uint64_t random_ = 0x9e3779b97f4a7c15u;
     SamplerStats stats_{};
+    CpuTimerStats timers_before_{};  // what an earlier run has counted
+    // A copy for everyone else, each number by itself: whoever asks must not wait for a tick.
+    static constexpr std::size_t kStats = sizeof(SamplerStats) / sizeof(std::uint64_t);
+    std::atomic<std::uint64_t> published_[kStats]{};
+    std::atomic<std::uint64_t> resident_{0};
 };
 
 }  // namespace otel_proflink

@@ -18,10 +18,11 @@ struct SampledThread {
     std::uint64_t silent_ns = 0;         // CPU burnt since the timer last said so
     bool recorded = false;               // it said so since the last look
     ThreadCache cache;
-    std::uint64_t attaches = 0;   // the slot's counter when last looked at
-    std::uint64_t cpu_ns = 0;     // its CPU clock then
-    std::uint64_t polled_ns = 0;  // monotonic time then: weights start from here
-    std::uint64_t next_tick = 0;  // not looked at before, unless it attaches
+    std::uint64_t attaches = 0;      // the slot's counter when last looked at
+    std::uint64_t cpu_ns = 0;        // its CPU clock then
+    std::uint64_t polled_ns = 0;     // monotonic time then: weights start from here
+    std::uint64_t counted_tick = 0;  // its samples count every tick up to this one
+    std::uint64_t next_tick = 0;     // not looked at before, unless it attaches
     std::uint32_t idle_polls = 0;
     std::uint32_t sample = kNoEntry;  // what its time is credited to while nothing changes
     LinkData link{};                  // that sample's, where it has one
@@ -58,6 +59,7 @@ class ThreadList {
     SampledThread* find(std::uintptr_t tstate, std::uint64_t id) noexcept;
     SampledThread& operator[](std::uint32_t i) noexcept { return threads_[i]; }
     std::uint32_t open_files() const noexcept;
+    std::uint64_t resident() const noexcept { return threads_.resident(); }
 
   private:
     // Threads beyond this are not sampled (counted by the kernel's own limit long before).

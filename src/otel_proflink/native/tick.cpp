@@ -119,7 +119,9 @@ std::uint32_t Sampler::profiled_thread(SampledThread& thread) noexcept {
 void Sampler::credit_idle(SampledThread& thread, std::uint64_t elapsed) noexcept {
     if (thread.sample == kNoEntry) return;
     Sample& sample = profile_->samples[thread.sample];
-    const std::uint64_t count = (elapsed + period_ns_ / 2) / period_ns_;
+    // In ticks, as of a thread that is read; not in periods, which the budget may change.
+    const std::uint64_t count = tick_number_ - thread.counted_tick;
+    thread.counted_tick = tick_number_;
     sample.wall_ns += elapsed;
     sample.count += count;
     account(thread, {count, 0, elapsed,
@@ -198,14 +200,17 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
             link = profile_->link(thread.cache.label.link);
         }
     }
+    if (link == kUnknownLink) ++stats_.unknown_labels;
     thread.recent_clock_ns = thread.recent_clock_ns * kRecent + static_cast<double>(moved);
     thread.recent_sampled_ns *= kRecent;
     std::uint64_t elapsed = now - thread.polled_ns;
-    if (elapsed > 2 * period_ns_ && thread.sample != kNoEntry) {
+    if (elapsed > 2 * tick_period_ns_ && thread.sample != kNoEntry) {
         // It was asleep for all but about the last period.
-        credit_idle(thread, elapsed - period_ns_);
-        elapsed = period_ns_;
+        thread.counted_tick = std::min(thread.counted_tick + 1, tick_number_);
+        credit_idle(thread, elapsed - tick_period_ns_);
+        elapsed = tick_period_ns_;
     }
+    thread.counted_tick = tick_number_;
     // Also of a thread that sleeps now: the next look compares with this one.
     const bool preempted = cpus_ == 1 && was_preempted(thread);
     if (thread.profiled == kNoEntry) return true;
@@ -256,10 +261,15 @@ void Sampler::close_interval(std::uint64_t now) noexcept {
         if (thread.idle_polls > kIdlePolls) thread.next_tick = tick_number_ + 1 + i % kMaxBackoff;
     }
     profile_->duration_ns = now - interval_began_ns_;
+    const std::uint64_t ticks = tick_number_ - interval_began_tick_;
+    if (budget_.limited() && ticks != 0) {
+        profile_->period_ns = std::max(period_ns_, profile_->duration_ns / ticks);
+    }
 }
 
 bool Sampler::begin_profile(Profile* profile, std::uint64_t now) noexcept {
     interval_began_ns_ = now;
+    interval_began_tick_ = tick_number_;
     profile->start_unix_ns = clock_ns(CLOCK_REALTIME);
     profile->awaits = awaits_;
     return codes_.begin(profile, &dead_codes());

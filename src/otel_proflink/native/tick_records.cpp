@@ -75,6 +75,7 @@ bool Sampler::recorded_itself(SampledThread& thread, std::uint64_t now,
         account(thread, {0, 0, elapsed, 0});
         thread.polled_ns = now;
     }
+    thread.counted_tick = tick_number_;  // its records count themselves
     thread.fresh = true;
     return true;
 }
@@ -120,6 +121,7 @@ void Sampler::book(const SignalRecord& record, std::uint64_t now) noexcept {
     } else if (record.label.state == LabelState::linked) {
         link = profile_->link(record.label.link);
     }
+    if (link == kUnknownLink) stats_.unknown_labels += record.expiries;
     const std::uint32_t entry =
         profile_->sample(stack, link, thread.profiled, ThreadState::running, record.label.task);
     if (entry == kNoEntry) return;
