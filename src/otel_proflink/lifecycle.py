@@ -24,6 +24,7 @@ from . import server_exits
 from .config import Config
 from .engine import Engine
 from .sampling import SamplerUnavailableError, load_sampler
+from .self_metrics import SelfMetrics
 from .span_inbox import SpanInbox
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,18 @@ class _Process:
         self.previous_sigterm: Callable[[int, FrameType | None], Any] | int | None = None
         self.sigterm_hooked = False
         self.last_refusal = ""
+        self.metrics: Final = SelfMetrics(_observed)
+
+
+def _observed() -> Engine | None:
+    """The engine that the metrics are of: one that runs in this process, or none.
+
+    Not by `engine`: whoever collects right after a fork must not be the one who starts things.
+    """
+    running = _process.engine
+    if running is None or running.pid != os.getpid() or not running.config.metrics:
+        return None
+    return running
 
 
 _process: Final = _Process()
@@ -109,7 +122,10 @@ def attach(user: object, config: Config) -> bool:
         _hook_process()
         if config.flush_on_sigterm:
             hook_sigterm()
-        return True
+        offered = _process.engine.config.metrics
+    if offered:
+        _process.metrics.offer()
+    return True
 
 
 def detach(user: object, timeout_s: float) -> bool:
@@ -191,6 +207,7 @@ def _stop(running: Engine, timeout_s: float) -> bool:
         _process.stopping = None
         # Only now: whoever ends a process politely may lose patience while it exports.
         unhook_sigterm()
+        _process.metrics.finished(running.stats())
 
 
 # -- exit and fork --------------------------------------------------------------------------------
@@ -252,6 +269,7 @@ def _after_fork_in_child(*, restart: bool = True) -> None:
     try:
         # Whoever held it in the parent does not exist here.
         _process.lock = threading.RLock()
+        _process.metrics.forget()
         parents, _process.engine = _process.engine, None
         if parents is None:
             _process.inbox.forget()
