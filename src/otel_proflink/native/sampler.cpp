@@ -203,13 +203,13 @@ void Sampler::publish() noexcept {
     SamplerStats stats = stats_;
     if (profile_ != nullptr) stats.table_overflows += profile_->overflows;
     stats.state_guesses = StateFile::available() ? 0 : 1;
-    const CpuTimerStats timers = cpu_timers_stats();
     stats.cpu_timer = timers_ ? 1 : 0;
-    stats.signals = timers.signals - timers_before_.signals;
-    stats.signal_overruns = timers.overruns - timers_before_.overruns;
-    stats.signals_dropped += timers.dropped - timers_before_.dropped;
-    stats.signal_ns = timers.spent_ns - timers_before_.spent_ns;
-    stats.timers_refused = timers.refused - timers_before_.refused;
+    // The timers count by themselves, and for all runs: whoever asks adds what they say then.
+    stats.signals = 0 - timers_before_.signals;
+    stats.signal_overruns = 0 - timers_before_.overruns;
+    stats.signals_dropped -= timers_before_.dropped;
+    stats.signal_ns = 0 - timers_before_.spent_ns;
+    stats.timers_refused = 0 - timers_before_.refused;
     stats.period_ns = tick_period_ns_;
     std::uint64_t words[kStats];
     std::memcpy(words, &stats, sizeof(stats));
@@ -225,6 +225,12 @@ SamplerStats Sampler::stats() const noexcept {
     }
     SamplerStats stats;
     std::memcpy(&stats, words, sizeof(stats));
+    const CpuTimerStats timers = cpu_timers_stats();
+    stats.signals += timers.signals;
+    stats.signal_overruns += timers.overruns;
+    stats.signals_dropped += timers.dropped;
+    stats.signal_ns += timers.spent_ns;
+    stats.timers_refused += timers.refused;
     // Not in a tick: each clock costs a system call.
     std::uint64_t cpu = 0;
     const std::int32_t tid = tid_.load();
