@@ -35,11 +35,15 @@ void drive(Target target, std::uint64_t rounds) {
 }
 
 TEST(Fuzz, Snapshot) { drive(fuzz_snapshot, scaled(100'000)); }
+TEST(Fuzz, Code) { drive(fuzz_code, scaled(100'000)); }
+TEST(Fuzz, Threads) { drive(fuzz_threads, scaled(100'000)); }
 TEST(Fuzz, Label) { drive(fuzz_label, scaled(100'000)); }
 TEST(Fuzz, Strings) { drive(fuzz_strings, scaled(100'000)); }
 TEST(Fuzz, NoBytes) {
     const std::uint8_t none = 0;
-    for (const Target target : {fuzz_snapshot, fuzz_label, fuzz_strings}) target(&none, 0);
+    for (const Target target : {fuzz_snapshot, fuzz_code, fuzz_threads, fuzz_label, fuzz_strings}) {
+        target(&none, 0);
+    }
 }
 
 }  // namespace

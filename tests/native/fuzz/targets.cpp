@@ -1,118 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fuzz/targets.hpp"
 
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
 #include "code.hpp"
+#include "fuzz/tape_memory.hpp"
+#include "pprof.hpp"
 #include "snapshot.hpp"
 #include "strings.hpp"
-#include "support/synthetic_abi.hpp"
+#include "threads.hpp"
+#include "wire.hpp"
 
 namespace otel_proflink::test {
 namespace {
-
-void require(bool condition, const char* what) {
-    if (condition) return;
-    std::fprintf(stderr, "fuzz target: %s\n", what);
-    std::abort();
-}
-
-constexpr std::uintptr_t kTstate = 0x7f0000001000;
-constexpr std::uintptr_t kRegion = 0x7f0000010000;
-// No buffer of any reader is larger: it would have asked for more than it has room for.
-constexpr std::uint32_t kMaxRead = 16384;
-// Far above what the longest honest walk needs; a reader that goes on has lost its way.
-constexpr std::uint64_t kMaxCalls = 1u << 18;
-
-// Answers from a tape: a byte says what kind of word follows, so that few bytes lead far. When the
-// tape ends all reads fail.
-class TapeMemory final : public Memory {
-  public:
-    TapeMemory(const std::uint8_t* data, std::size_t size, const LinkRecord* record)
-        : at_(data), end_(data + size), record_(record) {}
-    using Memory::read;
-
-    bool read(const ReadRequest* requests, int count) noexcept override {
-        require(++calls_ < kMaxCalls, "reads without end");
-        for (int i = 0; i < count; ++i) {
-            const ReadRequest& request = requests[i];
-            require(request.size <= kMaxRead, "a read larger than any buffer");
-            auto* into = static_cast<unsigned char*>(request.into);
-            std::memset(into, 0, request.size);  // all of it is there to be written to
-            for (std::uint32_t at = 0; at < request.size; at += 8) {
-                if (at_ == end_) return false;
-                const std::uint64_t word = next(request.address + at);
-                std::memcpy(into + at, &word, std::min(8u, request.size - at));
-                // Large windows are mostly one thing.
-                if (at >= 512) break;
-            }
-        }
-        return true;
-    }
-
-  private:
-    std::uint64_t raw(std::size_t bytes) {
-        std::uint64_t value = 0;
-        const std::size_t left = std::min<std::size_t>(bytes, static_cast<std::size_t>(end_ - at_));
-        std::memcpy(&value, at_, left);
-        at_ += left;
-        return value;
-    }
-
-    std::uint64_t next(std::uintptr_t address) {
-        // A thread that is the right one; else no tape would get past the first check.
-        if (address == kTstate + tstate_at::interp) return kInterpreter;
-        if (address == kTstate + tstate_at::native_thread_id) return 42;
-        if (address == kTstate + tstate_at::id) return 7;
-        const std::uint8_t kind = *at_++;
-        switch (kind >> 4) {
-            case 0:
-                return 0;
-            case 1:
-                return kind & 15;
-            case 2:
-                return raw(1);
-            case 3:
-            case 4:
-            case 5:
-                return kRegion + 8 * raw(1);
-            case 6: {
-                constexpr std::uint64_t known[] = {kCodeType, kBitmapType,  kArrayType, kValueType,
-                                                   kVariable, kContextType, kTstate,    kRegion,
-                                                   kMaxRead,  kMaxRead - 8};
-                return known[(kind & 15) % std::size(known)];
-            }
-            case 7:
-                return reinterpret_cast<std::uint64_t>(record_);
-            case 8:
-                return record_->serial.load(std::memory_order_relaxed);
-            case 9:
-                return last_ = kRegion + (kind & 15) * 32;
-            case 10:
-                return last_;
-            case 11:
-                return last_ + 8 * static_cast<std::uint64_t>(kind & 15) + code_at::size;
-            case 12:
-                return ~std::uint64_t{0} - raw(1);
-            case 13:
-                return std::uint64_t{1} << (raw(1) & 63);
-            case 14:
-                return raw(4);
-            default:
-                return raw(8);
-        }
-    }
-
-    const std::uint8_t* at_;
-    const std::uint8_t* end_;
-    const LinkRecord* record_;
-    std::uint64_t last_ = kRegion;
-    std::uint64_t calls_ = 0;
-};
 
 LinkRecord* some_link() {
     static LinkRecord* record = [] {
@@ -132,9 +33,16 @@ class Relay final : public Memory {
   public:
     using Memory::read;
     bool read(const ReadRequest* requests, int count) noexcept override {
+        if (dies != 0 && dies_after-- == 0) {
+            dead_code_push(dies);
+            dies = 0;
+        }
         return now->read(requests, count);
     }
     Memory* now = nullptr;
+    // A code object that the interpreter destroys while it is read.
+    std::uintptr_t dies = 0;
+    std::uint32_t dies_after = 0;
 };
 
 // Kept from round to round: making one maps some 60 MB.
@@ -189,14 +97,101 @@ void fuzz_snapshot(const std::uint8_t* data, std::size_t size) {
     }
 }
 
+void fuzz_code(const std::uint8_t* data, std::size_t size) {
+    constexpr std::size_t kHead = 6;
+    if (size < kHead) return;
+    static auto* work = new Workspace;
+    work->abi = make_abi(layout_of(data[0]));
+    if (work->rounds++ % 2048 == 0) work->begin();
+    CodeTable& codes = work->codes;
+    Chain& chain = work->chain;
+    // Frames that a walk may have found: of few code objects, at any instruction.
+    const std::uint8_t* frames = data + kHead;
+    const std::size_t given = std::min<std::size_t>(data[1] & 15, (size - kHead) / 3);
+    chain.omitted = data[1] >= 240 && given != 0 ? 1 + data[2] : 0;
+    chain.count = static_cast<std::uint32_t>(chain.omitted != 0 ? kMaxFrames : given);
+    for (std::uint32_t i = 0; i < chain.count; ++i) {
+        const std::uint8_t* from = frames + i % given * 3;
+        Frame& frame = chain.frames[i] = {};
+        frame.code = kRegion + (from[0] & 15u) * 32;
+        std::uint16_t distance;
+        std::memcpy(&distance, from + 1, sizeof(distance));
+        frame.instruction = frame.code + work->abi.code.size + distance - 2;
+    }
+    TapeMemory tape(frames + given * 3, size - kHead - given * 3, some_link());
+    work->memory.now = &tape;
+    const std::uint64_t then = dead_codes().reported();
+    if ((data[3] & 1) != 0) dead_code_push(kRegion + (data[3] >> 4) * 32u);
+    const bool late = (data[3] & 2) != 0;
+    if (!late) codes.prepare();
+    const std::uintptr_t dying = chain.count != 0 ? chain.frames[0].code : 0;
+    work->memory.dies = (data[4] & 1) != 0 ? dying : 0;
+    work->memory.dies_after = data[4] >> 1;
+    const bool dies = work->memory.dies != 0;
+    const bool known = late ? codes.visit_late(chain, then) : codes.visit(chain);
+    require(!(known && dies && work->memory.dies == 0), "a name of code that died");
+    work->memory.dies = 0;
+    if (known) {
+        if (!late && (data[5] & 1) != 0) codes.frames_proven();
+        Profile& profile = *work->profile;
+        const std::uint32_t stack = codes.intern_stack();
+        const std::uint32_t sample =
+            profile.sample(stack, kNoEntry, profile.thread(data[5], 42), ThreadState::running);
+        if (sample != kNoEntry) ++profile.samples[sample].count;
+    }
+    codes.rollback();
+    if (work->rounds % 256 == 0) {
+        Buffer out;
+        require(encode_pprof(*work->profile, {}, &out) && out.size() != 0, "not encoded");
+    }
+}
+
+void fuzz_threads(const std::uint8_t* data, std::size_t size) {
+    if (size < 2) return;
+    static auto* relay = new Relay;
+    static auto* abi = new ProflinkAbi;
+    static auto* threads = [] {
+        auto* made = new ThreadList(*relay, *abi);
+        require(made->reserve(), "no memory");
+        return made;
+    }();
+    // The interpreter's own state is read as it is: it is there as long as the process.
+    static std::uint64_t interpreter[2];
+    *abi = make_abi(layout_of(data[0]));
+    abi->interpreter = reinterpret_cast<std::uintptr_t>(interpreter);
+    TapeMemory tape(data + 2, size - 2, some_link());
+    tape.interpreter = abi->interpreter;
+    relay->now = &tape;
+    for (std::uint64_t tick = 0; tick < 4; ++tick) {
+        interpreter[1] = data[1] >> 2 & tick;
+        threads->refresh(tick + data[1], 1'000'000 * (tick + 1), 1'000'000, tick == 0);
+        for (std::uint32_t i = 0; i < threads->size(); ++i) {
+            const SampledThread& thread = (*threads)[i];
+            require(thread.key.tid != 0, "a thread that is none");
+            require(threads->find(thread.key.tstate, thread.key.id) == &thread, "one twice");
+        }
+        if (threads->size() != 0 && (data[1] & 1) != 0) threads->remove(0);
+        if ((data[1] & 2) != 0) threads->distrust();
+    }
+    threads->clear();
+}
+
 void fuzz_label(const std::uint8_t* data, std::size_t size) {
+    if (size < 1) return;
     const ProflinkAbi abi = make_abi(Layout::py313);
-    TapeMemory tape(data, size, some_link());
+    TapeMemory tape(data + 1, size - 1, some_link());
+    ContextKey key = make_key();
+    key.task = {kOtherVariable, kOtherHash, kContextType};
+    key.task_offset = 16;
+    key.tasks = (data[0] & 1) != 0;
     LabelSource source;
-    const Label label = read_label(tape, abi, make_key(), kRegion, kRegion + 64, &source);
+    const Label label = read_label(tape, abi, key, kRegion, kRegion + 64, &source);
     if (label.state == LabelState::linked) {
         require(label.serial == some_link()->serial.load(), "another link");
         require(source.pair[0] == kVariable, "found under another key");
+    }
+    if (label.task != 0) {
+        require(key.tasks && source.task.pair[0] == kOtherVariable, "a task of another key");
     }
     hamt_root_type(tape, abi, kRegion);
 }

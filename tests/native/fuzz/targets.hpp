@@ -11,6 +11,8 @@
 namespace otel_proflink::test {
 
 void fuzz_snapshot(const std::uint8_t* data, std::size_t size);  // thread, frames, label, codes
+void fuzz_code(const std::uint8_t* data, std::size_t size);      // code headers, names, lines
+void fuzz_threads(const std::uint8_t* data, std::size_t size);   // the list of thread states
 void fuzz_label(const std::uint8_t* data, std::size_t size);     // context, HAMT, value
 void fuzz_strings(const std::uint8_t* data, std::size_t size);   // str, location table
 
