@@ -32,13 +32,15 @@ class Walk : public testing::TestWithParam<Layout> {
             // Addresses as names: the walker does not look at code objects.
             const std::uintptr_t code = 0x10000 + 16 * i;
             codes_.push_back(code);
-            t->call(reinterpret_cast<void*>(code));
+            std::uint64_t* frame = t->call(reinterpret_cast<void*>(code));
+            if (i == 0) outermost_ = frame;
         }
         return t;
     }
 
     std::vector<std::uintptr_t> codes_;  // outermost first
     std::uint64_t* code_block_ = nullptr;
+    std::uint64_t* outermost_ = nullptr;
 };
 
 TEST_P(Walk, LeafFirst) {
@@ -82,6 +84,37 @@ TEST_P(Walk, DeepStacksAreReadInWindows) {
     auto t = deep(2000);
     ASSERT_EQ(t->take(), SnapshotResult::ok);
     EXPECT_LT(t->memory.calls(), 80u);
+}
+
+// While some part of it is read, the thread returns from all of a recursion, calls something else,
+// and goes down again by the same frames: the memory of those that it left is as it was.
+TEST_P(Walk, CallersAreThoseOfTheFramesThatAreSeen) {
+    constexpr std::uintptr_t kElse = 0xbad0;
+    for (const std::uint32_t depth : {250u, 800u, 2000u, 5000u}) {
+        for (std::uint64_t at = 1;; ++at) {
+            auto t = deep(depth);
+            const std::uintptr_t code = codes_[0];
+            std::uint64_t call = 0;
+            bool seen = false;
+            t->memory.before_read = [&](const ReadRequest* requests, int count) {
+                // Where the thread's leaf is read as well, it would show that it is elsewhere.
+                bool leaf = false;
+                for (int i = 0; i < count; ++i) {
+                    leaf |= requests[i].address - reinterpret_cast<std::uintptr_t>(t->tstate) <
+                            tstate_at::size;
+                }
+                const bool away = ++call == at && !leaf;
+                seen |= away;
+                put(outermost_, frame_at::code, away ? kElse : code);
+            };
+            const SnapshotResult result = t->take();
+            if (call < at) break;
+            if (!seen || result != SnapshotResult::ok) continue;
+            for (std::uint32_t i = 0; i < t->chain->count; ++i) {
+                ASSERT_NE(t->chain->frames[i].code, kElse) << "depth " << depth << ", read " << at;
+            }
+        }
+    }
 }
 
 TEST_P(Walk, GeneratorsAndShimsInBetween) {

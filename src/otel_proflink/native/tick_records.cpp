@@ -97,13 +97,8 @@ void Sampler::book(const SignalRecord& record, std::uint64_t now) noexcept {
     chain_.count = record.count;
     chain_.omitted = record.omitted;
     for (std::uint32_t i = 0; i < record.count; ++i) {
-        chain_.frames[i] = Frame{record.frames[i].code,
-                                 record.frames[i].code,
-                                 0,
-                                 record.frames[i].instruction,
-                                 0,
-                                 true,
-                                 false};
+        chain_.frames[i] = Frame{
+            record.frames[i].code, record.frames[i].code, 0, record.frames[i].instruction, 0, true};
     }
     std::uint32_t stack = 0;
     if (record.result == SnapshotResult::no_frames) {

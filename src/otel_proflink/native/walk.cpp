@@ -178,7 +178,6 @@ Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const
     frame.instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
     frame.owner = raw[abi_.frame.owner];
     frame.confirmed = false;
-    frame.in_chunk = false;
     return frame;
 }
 
@@ -206,32 +205,57 @@ bool FrameReader::read(std::uintptr_t address, bool is_leaf, Frame* frame) noexc
     const unsigned char* raw = locate(address);
     if (raw == nullptr) return false;
     *frame = parse(address, raw);
-    frame->in_chunk = used_.holds(address, abi_.frame.size);
     return true;
 }
 
 bool FrameReader::recheck(const Chain& chain, const ReadRequest* after, int after_count) noexcept {
-    ReadRequest requests[kRecheck + 4];
-    const Frame* checked[kRecheck];
-    std::uint32_t count = 0;
-    std::uint32_t in_chunk = 0;
-    for (std::uint32_t i = 0; i < chain.count && count < kRecheck; ++i) {
-        if (chain.frames[i].confirmed) continue;
-        if (chain.frames[i].in_chunk && ++in_chunk > kRecheckInChunk) continue;
-        checked[count] = &chain.frames[i];
-        requests[count] = {chain.frames[i].address, again_[count], abi_.frame.size};
-        ++count;
-    }
-    for (int i = 0; i < after_count; ++i)
-        requests[count + static_cast<std::uint32_t>(i)] = after[i];
-    if (!memory_.read(requests, static_cast<int>(count) + after_count)) return false;
-    for (std::uint32_t i = 0; i < count; ++i) {
-        const Frame now = parse(checked[i]->address, again_[i]);
-        if (now.code != checked[i]->code || now.previous != checked[i]->previous ||
-            now.owner != checked[i]->owner) {
-            return false;
+    struct Run {
+        std::uint32_t first, end;  // frames of the chain
+    };
+    const std::uint32_t size = abi_.frame.size;
+    std::uint32_t next = 0;
+    do {
+        ReadRequest requests[kRecheck + 4];
+        Run runs[kRecheck];
+        std::uint32_t count = 0;
+        std::uint32_t used = 0;
+        while (next < chain.count && count < kRecheck && used + size <= sizeof(again_)) {
+            const Frame* frame = &chain.frames[next];
+            if (frame->confirmed) {
+                ++next;
+                continue;
+            }
+            const std::uintptr_t end = frame->address + size;
+            Run& run = runs[count] = {next, next + 1};
+            for (; run.end < chain.count; ++run.end) {
+                const Frame& caller = chain.frames[run.end];
+                if (caller.confirmed || caller.address >= frame->address ||
+                    frame->address - caller.address > kMaxGap ||
+                    end - caller.address > sizeof(again_) - used) {
+                    break;
+                }
+                frame = &caller;
+            }
+            const auto length = static_cast<std::uint32_t>(end - frame->address);
+            requests[count++] = {frame->address, again_ + used, length};
+            used += length;
+            next = run.end;
         }
-    }
+        const std::uint32_t own = count;
+        for (int i = 0; next == chain.count && i < after_count; ++i) requests[count++] = after[i];
+        if (!memory_.read(requests, static_cast<int>(count))) return false;
+        for (std::uint32_t i = 0; i < own; ++i) {
+            const auto* bytes = static_cast<const unsigned char*>(requests[i].into);
+            for (std::uint32_t k = runs[i].first; k < runs[i].end; ++k) {
+                const Frame& was = chain.frames[k];
+                const Frame now = parse(was.address, bytes + (was.address - requests[i].address));
+                if (now.code != was.code || now.previous != was.previous ||
+                    now.owner != was.owner) {
+                    return false;
+                }
+            }
+        }
+    } while (next < chain.count);
     return true;
 }
 

@@ -15,7 +15,6 @@ struct Frame {
     std::uintptr_t instruction;
     std::uint8_t owner;
     bool confirmed;  // read twice within about a microsecond, and found the same
-    bool in_chunk;   // on the thread's data stack, where callers lie below what they called
 };
 
 // Frames kept of a stack: half from the leaf, half from the root. Deeper ones lose their middle,
@@ -81,7 +80,9 @@ class FrameReader {
     bool settled() const noexcept { return !fresh_; }
 
     // Reads again the frames of `chain` that are not confirmed, and then `after`; false if one has
-    // changed. Of a deep data stack only the newest few: while they stand, their callers do.
+    // changed. All of them: that the newest stand does not mean that their callers did. While the
+    // sampler was kept from its CPU, a thread may have returned from all of a deep recursion,
+    // called something else, and gone down again by the same frames.
     bool recheck(const Chain& chain, const ReadRequest* after, int after_count) noexcept;
 
   private:
@@ -99,7 +100,8 @@ class FrameReader {
     static constexpr std::uint32_t kRecheck = 48;
     // Beyond this a chunk's size is not one: a frame would have to hold millions of locals.
     static constexpr std::uint64_t kMaxChunkSize = 1u << 30;
-    static constexpr std::uint32_t kRecheckInChunk = 8;
+    // Frames no further apart than this are read as one: no page that is not there lies between.
+    static constexpr std::uint32_t kMaxGap = 2048;
 
     struct Window {
         std::uintptr_t begin = 0;
@@ -133,7 +135,7 @@ class FrameReader {
     unsigned char known_second_[ScatteredFrames::kMax][kMaxFrameSize];
     unsigned char cold_bytes_[kWindows + 1][kWindow];
     unsigned char single_[kMaxFrameSize];
-    unsigned char again_[kRecheck][kMaxFrameSize];
+    unsigned char again_[kWindow];
 };
 
 // Follows the chain from `leaf`. False: it is torn, or not a chain that the interpreter makes.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -26,6 +27,7 @@ class FlatMemory final : public Memory {
 
     bool read(const ReadRequest* requests, int count) noexcept override {
         ++calls_;
+        if (before_read) before_read(requests, count);
         for (int i = 0; i < count; ++i) {
             const ReadRequest& request = requests[i];
             bytes_ += request.size;
@@ -42,6 +44,9 @@ class FlatMemory final : public Memory {
         used_ += words;
         return block;
     }
+
+    // The thread goes on.
+    std::function<void(const ReadRequest*, int)> before_read;
 
     // Makes a range unreadable.
     void hide(const void* address, std::size_t size) {
