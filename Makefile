@@ -6,6 +6,8 @@
 # make test-all       the tests on every interpreter found (3.11 to 3.15)
 # make test-oldest    the tests with the oldest dependencies that pyproject.toml allows, on 3.11
 # make native-test    the C++ unit tests (SANITIZE=address,undefined or SANITIZE=thread)
+# make soak           everything at once, sampled fast (SOAK_SECONDS=1800; SOAK_ARGS="--rate 4000")
+# make fuzz           the readers of memory under libFuzzer, needs clang (FUZZ_SECONDS=600, each)
 # make build          editable install into $(VENV), again after a change to native code
 # make lint           all linters and type checks; make format puts right what can be
 # make bench          the benchmarks (BENCH_ARGS="--quick span")
@@ -18,8 +20,8 @@
 
 .DELETE_ON_ERROR:
 SHELL := bash
-.PHONY: demo test test-all test-oldest native-test build lint lint-python lint-types lint-cython \
-	lint-native format bench instructions wheel clean help
+.PHONY: demo test test-all test-oldest native-test soak fuzz build lint lint-python lint-types \
+	lint-cython lint-native format bench instructions wheel clean help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 
@@ -31,6 +33,11 @@ INSTRUCTIONS_ARGS ?=
 # Dependency groups of pyproject.toml. What is not installed is skipped, and said.
 TEST_GROUPS ?= test frameworks
 SANITIZE ?=
+SOAK_SECONDS ?= 60
+SOAK_ARGS ?=
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= snapshot code threads label strings
+CLANG ?= clang
 
 py := $(VENV)/bin/python
 in_venv := PATH="$(abspath $(VENV))/bin:$$PATH"
@@ -102,6 +109,22 @@ native-test: $(done)/build-tools
 	$(in_venv) $(fixed) cmake --build build/$(variant) --target native_tests
 	$(in_venv) $(fixed) ctest --test-dir build/$(variant) --output-on-failure --no-tests=error \
 	    --parallel 2 $(one_thread)
+
+soak: $(done)/built $(done)/test-tools
+	$(py) -m tests.soak --seconds $(SOAK_SECONDS) $(SOAK_ARGS)
+
+# What a target found interesting stays in build/fuzz/corpus; what makes it fail, in build/fuzz.
+fuzz: $(done)/build-tools
+	$(in_venv) cmake -S . -B build/fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DCMAKE_C_COMPILER="$(CLANG)" -DCMAKE_CXX_COMPILER="$(subst clang,clang++,$(CLANG))" \
+	    -DPython_EXECUTABLE="$(abspath $(py))" -DPROFLINK_NATIVE_TESTS=ON -DPROFLINK_FUZZ=ON
+	$(in_venv) cmake --build build/fuzz --target fuzz
+	@cd build/fuzz; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p corpus/$$target; \
+	    tests/native/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	        corpus/$$target >$$target.log 2>&1 || { tail -n 40 $$target.log; exit 1; }; \
+	    echo "$$target: $$(grep DONE $$target.log)"; \
+	done
 
 lint: lint-python lint-types lint-cython lint-native
 
