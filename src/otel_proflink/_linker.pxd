@@ -51,6 +51,7 @@ cdef extern from "attach.hpp" namespace "otel_proflink":
     object attach_value(object, object)
     bint detach_token(object, object) noexcept
     PyObject* optional_attribute(object, object) noexcept
+    object dict_get(object, object)
 
 
 cdef extern from "context_key.hpp" namespace "otel_proflink" nogil:

@@ -15,6 +15,7 @@ _T = TypeVar("_T")
 
 LOCAL_ROOT_KEY: Final = "proflink.local_root_span_id"
 SPAN_TYPE_KEY: Final = "proflink.span_type"
+FREE_THREADED: Final[bool]
 
 @final
 class Link:

@@ -4,7 +4,8 @@
 
 The value of the one ContextVar that holds the OTel context carries the link beside it, so the
 link goes wherever CPython carries `tstate->context`: threads, tasks, greenlets. Nothing here
-releases the GIL or takes a lock.
+releases the GIL or takes a lock. On free-threaded builds what threads share is written once (then
+two of them may at worst write the same), never replaced, or atomic.
 
 Imported while `opentelemetry.context` is half initialised (entry point `opentelemetry_context`):
 nothing at module level may import `opentelemetry.trace` or `opentelemetry.instrumentation`.
@@ -19,7 +20,6 @@ from cpython.weakref cimport PyWeakref_NewRef
 from libc.string cimport memcmp
 
 import logging
-import sys
 from contextvars import Context, ContextVar
 from functools import partial
 from weakref import WeakSet
@@ -27,25 +27,50 @@ from weakref import WeakSet
 from opentelemetry.context.context import _RuntimeContext
 
 cdef extern from "Python.h":
-    PyObject* PyDict_GetItemWithError(object, object) except? NULL
     int PyContextVar_Get(object, PyObject*, PyObject**) except -1
     void Py_DECREF(PyObject*)
     Py_ssize_t Py_REFCNT(PyObject*)
+    PyObject* PyImport_GetModuleDict()
     int PY_VERSION_HEX
 
 cdef extern from *:
     """
     #include <atomic>
-    static std::atomic<std::uint32_t> proflink_name_number{0};
-    static std::atomic<std::uint64_t> proflink_task_number{0};
-    static inline std::uint32_t next_name_number() { return ++proflink_name_number; }
-    static inline std::uint64_t next_task_number() { return ++proflink_task_number; }
+    #include <unistd.h>
+    #ifdef Py_GIL_DISABLED
+    static const int proflink_free_threaded = 1;
+    #else
+    static const int proflink_free_threaded = 0;
+    #endif
+    static inline std::uint64_t next_number(std::uint64_t* last) {
+        return __atomic_add_fetch(last, 1, __ATOMIC_RELAXED);
+    }
+    static inline bool load_flag(const int* flag) {
+        return __atomic_load_n(flag, __ATOMIC_SEQ_CST) != 0;
+    }
+    static inline void store_flag(int* flag, bool value) {
+        __atomic_store_n(flag, value, __ATOMIC_SEQ_CST);
+    }
+    // For one thread of a process; in a child that was forked meanwhile, for one of its own.
+    static inline bool claim(int* owner) {
+        int before = __atomic_load_n(owner, __ATOMIC_RELAXED);
+        const int self = getpid();
+        return before != self && __atomic_compare_exchange_n(owner, &before, self, false,
+                                                             __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+    }
+    static inline void disclaim(int* owner) { __atomic_store_n(owner, 0, __ATOMIC_RELEASE); }
     """
-    uint32_t next_name_number() noexcept
-    uint64_t next_task_number() noexcept
+    bint proflink_free_threaded
+    uint64_t next_number(uint64_t*) noexcept
+    cbool load_flag(const int*) noexcept
+    void store_flag(int*, cbool) noexcept
+    cbool claim(int*) noexcept
+    void disclaim(int*) noexcept
 
 LOCAL_ROOT_KEY = "proflink.local_root_span_id"
 SPAN_TYPE_KEY = "proflink.span_type"
+# Whether this was built for an interpreter that can do without the GIL.
+FREE_THREADED = bool(proflink_free_threaded)
 
 cdef object _logger = logging.getLogger(__name__)
 cdef str _LINK_ATTRIBUTE = "_proflink_link"
@@ -58,6 +83,7 @@ cdef object _baggage_key = None
 cdef object _span_type_of = None
 cdef object _internal = None
 cdef uint8_t _internal_type = 0
+cdef int _types_resolved = 0
 cdef object _context_type = None
 
 cdef object _variable = PyContextVar_New("otel_proflink", NULL)
@@ -239,32 +265,57 @@ cdef void _cache(object span, Link link):
         pass  # a span class with __slots__: derived again at its next attach
 
 
+cdef inline object _module(str name):
+    """A loaded module, None where it is not. Not for a module that each attach asks for.
+
+    On CPython 3.13t most finds in `sys.modules` take the dict's lock, so that threads wait for each
+    other; and a child that is forked while they do finds it locked for ever.
+    """
+    return dict_get(<object>PyImport_GetModuleDict(), name)
+
+
+# Found once, and then for good.
+cdef object _context_api = None
+cdef object _asyncio_events = None
+cdef object _asyncio_tasks = None
+
+
+cdef inline object _loaded_context_api():
+    global _context_api
+    if _context_api is None:
+        _context_api = _module("opentelemetry.context")
+    return _context_api
+
+
+cdef inline object _loaded_asyncio_events():
+    global _asyncio_events
+    if _asyncio_events is None:
+        _asyncio_events = _module("asyncio.events")
+    return _asyncio_events
+
+
 cdef object _resolve_span_key():
     # Not imported from here: the module may be half imported right now. Before it exists no
     # context can hold a span.
     global _span_key
-    module = sys.modules.get("opentelemetry.trace.propagation")
+    module = _module("opentelemetry.trace.propagation")
     _span_key = getattr(module, "_SPAN_KEY", None)
     return _span_key
 
 
 cdef object _resolve_baggage_key():
     global _baggage_key
-    module = sys.modules.get("opentelemetry.baggage")
+    module = _module("opentelemetry.baggage")
     _baggage_key = getattr(module, "_BAGGAGE_KEY", None)
     return _baggage_key
 
 
 cdef object _baggage_of(object context):
     """The baggage dict of a context, None when there is none."""
-    cdef PyObject* found
     key = _baggage_key if _baggage_key is not None else _resolve_baggage_key()
     if key is None or not PyDict_Check(context):
         return None
-    found = PyDict_GetItemWithError(context, key)
-    if found is NULL:
-        return None
-    baggage = <object>found
+    baggage = dict_get(context, key)
     return baggage if PyDict_Check(baggage) else None
 
 
@@ -289,11 +340,9 @@ cdef object _record_in(object baggage):
 
 
 cdef inline object _span_in(object context):
-    cdef PyObject* found
     if not PyDict_Check(context) or (_span_key is None and _resolve_span_key() is None):
         return None
-    found = PyDict_GetItemWithError(context, _span_key)
-    return <object>found if found is not NULL else None
+    return dict_get(context, _span_key)
 
 
 cdef Link _current_link():
@@ -426,48 +475,79 @@ def current_link():
     return link
 
 
-# Span names that samples may show, by number; numbers go into link records. A generation at a
-# time, so that names made up by the request cannot fill memory; the generation before stays
-# readable, for spans that are still running and for profiles that are not encoded yet.
-cdef Py_ssize_t _NAMES = 8192
-cdef dict _name_numbers = {}
-cdef dict _name_texts = {}
-cdef dict _older_name_texts = {}
+@cython.final
+cdef class _Numbered:
+    """Texts that samples show by number.
+
+    A generation at a time, so that names made up by the request cannot fill memory; the generation
+    before stays readable, for spans that are still running and for profiles that are not encoded
+    yet. The dicts are never replaced, so that threads can look into them without a lock.
+    """
+
+    cdef dict known  # what was numbered -> its number, or what holds that
+    cdef dict texts  # number -> what profiles show
+    cdef Py_ssize_t limit
+    cdef uint64_t last  # number ever given
+    cdef uint64_t older  # the last one of the generation before
+    cdef int turning
+
+    def __cinit__(self, Py_ssize_t limit):
+        self.known = {}
+        self.texts = {}
+        self.limit = limit
+
+    cdef uint64_t add(self, object text) except 0:
+        cdef uint64_t number
+        if len(self.known) >= self.limit:
+            self.turn()
+        number = next_number(&self.last)
+        self.texts[number] = text
+        return number
+
+    cdef object turn(self):
+        """Begins a generation, and forgets the one before the last."""
+        cdef uint64_t forgotten
+        if not claim(&self.turning):
+            return None
+        if len(self.known) >= self.limit:  # still: another thread may just have done it
+            forgotten = self.older
+            self.older = self.last
+            self.known.clear()
+            for number in list(self.texts):
+                if number <= forgotten:
+                    self.texts.pop(number, None)
+        disclaim(&self.turning)
+        return None
+
+
+cdef _Numbered _names = _Numbered(8192)
 
 
 cdef uint32_t _intern_name(object name) except? 0:
-    global _name_numbers, _name_texts, _older_name_texts
-    cdef PyObject* found
-    cdef dict numbers = _name_numbers
     if type(name) is not str:
         return 0
-    found = PyDict_GetItemWithError(numbers, name)
-    if found is not NULL:
-        return <uint32_t><object>found
-    if len(numbers) >= _NAMES:
-        _older_name_texts = _name_texts
-        _name_texts = {}
-        _name_numbers = numbers = {}
-    number = next_name_number()
-    _name_texts[number] = name
-    numbers[name] = number
-    return <uint32_t>number
+    number = dict_get(_names.known, name)
+    if number is None:
+        number = _names.add(name)
+        _names.known[name] = number
+    return <uint32_t><uint64_t>number
 
 
 def span_names():
     """Numbers in link records to the names of their spans, as they were at span start."""
-    return {**_older_name_texts, **_name_texts}
+    return _names.texts.copy()
 
 
 # Event loops in which spans were started. Up to 3.13 nobody needs them: asyncio has one set of all
-# tasks. From 3.14 on, it only tells the tasks of a loop.
-cdef object _loops = WeakSet() if PY_VERSION_HEX >= 0x030E0000 else None
+# tasks. From 3.14 on, it only tells the tasks of a loop. Free-threaded, nobody looks at tasks.
+cdef bint _NOTES_LOOPS = PY_VERSION_HEX >= 0x030E0000 and not proflink_free_threaded
+cdef object _loops = WeakSet() if _NOTES_LOOPS else None
 cdef object _last_loop = None
 
 
 cdef object _note_loop():
     global _last_loop
-    events = sys.modules.get("asyncio.events")
+    events = _loaded_asyncio_events()
     if events is None:
         return None
     loop = events._get_running_loop()
@@ -479,7 +559,7 @@ cdef object _note_loop():
 
 
 def loops():
-    """The event loops in which spans were started, from Python 3.14 on."""
+    """The event loops in which spans were started, from Python 3.14 on with the GIL."""
     return [] if _loops is None else list(_loops)
 
 
@@ -516,20 +596,21 @@ cdef Link _inherit_link(object span, object parent_context):
 cdef object _active_context():
     context = _current_context()
     if context is None:
-        context = sys.modules["opentelemetry.context"].get_current()
+        context = _loaded_context_api().get_current()
     return context
 
 
 cdef uint8_t _type_of(object span) except? 0:
     """The interned span type of a local root."""
     global _span_type_of, _internal, _internal_type
-    if _span_type_of is None:
+    if not load_flag(&_types_resolved):
         from opentelemetry.trace import SpanKind
 
         from otel_proflink.span_type import span_type_of
         _internal = SpanKind.INTERNAL
         _internal_type = _intern_type(span_type_of(_internal, None))
         _span_type_of = span_type_of
+        store_flag(&_types_resolved, True)
     kind = _attribute(span, "_kind", "kind")
     attributes = _attribute(span, "_attributes", "attributes")
     if kind is _internal and not _attribute(attributes, "_dict", "__len__"):
@@ -607,9 +688,8 @@ cdef class RuntimeContext:
     """
 
     cdef readonly object delegate
-    # False: a pass-through that publishes no links any more.
-    cdef public bint linking
-    cdef bint left
+    cdef int links
+    cdef int left
     # The delegate's own variable, where it is a stock one: read without running its Python code.
     cdef object stock_variable
 
@@ -621,8 +701,17 @@ cdef class RuntimeContext:
         variable = getattr(delegate, "_current_context", None)
         if type(delegate) is ContextVarsRuntimeContext and isinstance(variable, ContextVar):
             self.stock_variable = variable
-        self.linking = True
+        self.links = True
         self.left = False
+
+    @property
+    def linking(self):
+        """False for a pass-through that publishes no links any more."""
+        return load_flag(&self.links)
+
+    @linking.setter
+    def linking(self, bint value):
+        store_flag(&self.links, value)
 
     @property
     def alive(self):
@@ -632,7 +721,7 @@ cdef class RuntimeContext:
     def attach(self, context):
         """Makes `context` current; returns the token that undoes it."""
         cdef Link link = None
-        if self.linking:
+        if load_flag(&self.links):
             span = _span_in(context)
             if span is not None:
                 link = _cached(span)
@@ -641,9 +730,14 @@ cdef class RuntimeContext:
         elif self._leave():
             return self.delegate.attach(context)
         if link is None:
-            return attach_value(_variable, context_value_new(context, None, NULL, 0))
-        return attach_value(
-            _variable, context_value_new(context, link, link.record, link.number))
+            value = context_value_new(context, None, NULL, 0)
+        else:
+            value = context_value_new(context, link, link.record, link.number)
+        # Another thread took us out of the API before it could see that this value is alive; not
+        # so where an outer attach is ours.
+        if load_flag(&self.left) and _current_context() is None:
+            return self.delegate.attach(context)
+        return attach_value(_variable, value)
 
     def get_current(self):
         """The current `Context`, never None."""
@@ -672,7 +766,7 @@ cdef class RuntimeContext:
                 PyContextVar_Reset(_variable, token)  # refuses again, with its exception
             else:
                 self.delegate.detach(token)
-        if not self.linking:
+        if not load_flag(&self.links):
             self._leave()
 
     def __repr__(self):
@@ -680,32 +774,36 @@ cdef class RuntimeContext:
 
     cdef bint _leave(self):
         """Takes a pass-through out of the API once no value of ours is alive."""
-        if self.left:
+        if load_flag(&self.left):
             return context_value_alive() == 0
         if context_value_alive() != 0:
             return False
-        module = sys.modules.get("opentelemetry.context")
+        module = _module("opentelemetry.context")
         if module is None:
             return False
         if getattr(module, "_RUNTIME_CONTEXT", None) is self:
+            # Said before it is checked once more: a thread that attaches sees this, or is seen.
+            store_flag(&self.left, True)
+            if context_value_alive() != 0:
+                store_flag(&self.left, False)
+                return False
             module._RUNTIME_CONTEXT = self.delegate
-            self.left = True
+            if load_flag(&self.links):  # installed again meanwhile
+                module._RUNTIME_CONTEXT = self
+                store_flag(&self.left, False)
+                return False
         return True
 
     def try_leave(self):
         """True when this pass-through is (now) out of the API's way."""
-        return not self.linking and self._leave()
+        return not load_flag(&self.links) and self._leave()
 
 
 _RuntimeContext.register(RuntimeContext)
 
 
 # Tasks that handed work over, or were seen to wait: a number for samples, a name for profiles.
-# Generations, as for span names.
-cdef Py_ssize_t _TASKS = 4096
-cdef dict _task_marks = {}  # id(task) -> its mark
-cdef dict _task_texts = {}
-cdef dict _older_task_texts = {}
+cdef _Numbered _tasks = _Numbered(4096)  # known by id(task), by its mark
 cdef object _task_variable = PyContextVar_New("otel_proflink_task", NULL)
 
 
@@ -715,22 +813,13 @@ cdef class TaskMark:
 
 
 cdef TaskMark _mark_of(object task):
-    global _task_marks, _task_texts, _older_task_texts
-    cdef PyObject* found = PyDict_GetItemWithError(_task_marks, id(task))
-    cdef TaskMark mark
-    if found is not NULL:
-        mark = <TaskMark>found
-        if mark.task() is task:
-            return mark
-    if len(_task_marks) >= _TASKS:
-        _older_task_texts = _task_texts
-        _task_texts = {}
-        _task_marks = {}
+    cdef TaskMark mark = dict_get(_tasks.known, id(task))
+    if mark is not None and mark.task() is task:
+        return mark
     mark = TaskMark.__new__(TaskMark)
     mark.task = PyWeakref_NewRef(task, None)
-    mark.number = next_task_number()
-    _task_texts[mark.number] = (task.get_name(), id(task))
-    _task_marks[id(task)] = mark
+    mark.number = _tasks.add((task.get_name(), id(task)))
+    _tasks.known[id(task)] = mark
     context_key_use_tasks()
     return mark
 
@@ -742,19 +831,22 @@ def task_number(task):
 
 def tasks():
     """Numbers in samples to (name, id) of their tasks."""
-    return {**_older_task_texts, **_task_texts}
+    return _tasks.texts.copy()
 
 
 cdef TaskMark _current_task_mark():
     """The mark of the asyncio task that runs in this thread, None when there is none."""
-    events = sys.modules.get("asyncio.events")
+    global _asyncio_tasks
+    events = _loaded_asyncio_events()
     if events is None:
         return None
     try:
         loop = events._get_running_loop()
         if loop is None:
             return None
-        task = sys.modules["asyncio.tasks"].current_task(loop)
+        if _asyncio_tasks is None:
+            _asyncio_tasks = _module("asyncio.tasks")
+        task = _asyncio_tasks.current_task(loop)
         return None if task is None else _mark_of(task)
     except Exception:
         _logger.debug("work goes on without its task's name", exc_info=True)
@@ -814,7 +906,7 @@ cdef class PropagatedCall:
         try:
             if self.task is not None:
                 task_token = attach_value(_task_variable, self.task)
-            module = sys.modules["opentelemetry.context"]
+            module = _loaded_context_api()
             token = module.attach(_unpack(self))
         except Exception:
             _logger.debug("submitted context not attached", exc_info=True)

@@ -23,12 +23,15 @@ def install() -> RuntimeContext:
     """
     import opentelemetry.context as context_api
 
-    hook = installed()
-    if hook is None:
-        hook = RuntimeContext(context_api._RUNTIME_CONTEXT)
-        context_api._RUNTIME_CONTEXT = hook  # type: ignore[assignment]
-    hook.linking = True
-    return hook
+    while True:
+        hook = installed()
+        if hook is None:
+            hook = RuntimeContext(context_api._RUNTIME_CONTEXT)
+            context_api._RUNTIME_CONTEXT = hook  # type: ignore[assignment]
+        hook.linking = True
+        # A pass-through may just have been leaving, on another thread.
+        if installed() is hook:
+            return hook
 
 
 def uninstall() -> None:

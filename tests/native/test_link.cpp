@@ -290,6 +290,25 @@ TEST(SpanTypes, AreInterned) {
     EXPECT_EQ(span_type_intern(longer.data(), 31), cut);
 }
 
+// Without the GIL several threads may meet the same new type at the same time.
+TEST(SpanTypes, AreInternedByManyThreads) {
+    constexpr int kTypes = 40;
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&] {
+            for (int i = 0; i < 2000; ++i) {
+                const std::string text = "type" + std::to_string(i % kTypes);
+                const std::uint8_t number =
+                    span_type_intern(text.data(), static_cast<std::uint32_t>(text.size()));
+                if (number == 0 || text != span_type_text(number)) ++wrong;
+            }
+        });
+    }
+    for (auto& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0);
+}
+
 TEST(SpanTypes, AFullTableGivesNone) {
     for (int i = 0; i < 300; ++i) {
         const std::string text = "type" + std::to_string(i);

@@ -44,4 +44,18 @@ inline PyObject* optional_attribute(PyObject* object, PyObject* name) {
     return value;
 }
 
+// The value of a key, None when there is none: a new reference from the start, as no lock keeps the
+// dict from changing on free-threaded builds. nullptr with an exception set.
+inline PyObject* dict_get(PyObject* dict, PyObject* key) {
+    PyObject* value = nullptr;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyDict_GetItemRef(dict, key, &value) < 0) return nullptr;
+    return value != nullptr ? value : Py_NewRef(Py_None);
+#else
+    value = PyDict_GetItemWithError(dict, key);
+    if (value == nullptr && PyErr_Occurred() != nullptr) return nullptr;
+    return Py_NewRef(value != nullptr ? value : Py_None);
+#endif
+}
+
 }  // namespace otel_proflink

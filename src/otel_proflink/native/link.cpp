@@ -116,8 +116,12 @@ std::uint32_t index_of(std::uintptr_t address) noexcept {
 
 constexpr std::uint32_t kMaxTypes = 256;
 constexpr std::uint32_t kMaxTypeSize = 31;
-char g_types[kMaxTypes][kMaxTypeSize + 1];
-std::atomic<std::uint32_t> g_type_count{1};  // index 0: no type
+enum TypeState : std::uint8_t { kUnused, kBeingWritten, kWritten };
+struct SpanType {
+    std::atomic<std::uint8_t> state;
+    char text[kMaxTypeSize + 1];
+};
+SpanType g_types[kMaxTypes];  // index 0: no type
 
 }  // namespace
 
@@ -261,24 +265,33 @@ std::uint64_t link_resident() noexcept {
     return bytes;
 }
 
+// A place is claimed, written, and only then compared with: two threads that meet a new type at the
+// same time may use two places for it, which say the same.
 std::uint8_t span_type_intern(const char* text, std::uint32_t size) noexcept {
     if (size == 0) return 0;
     if (size > kMaxTypeSize) size = kMaxTypeSize;
-    const std::uint32_t count = g_type_count.load(std::memory_order_acquire);
-    for (std::uint32_t i = 1; i < count; ++i) {
-        if (std::strncmp(g_types[i], text, size) == 0 && g_types[i][size] == '\0') {
+    for (std::uint32_t i = 1; i < kMaxTypes; ++i) {
+        SpanType& type = g_types[i];
+        std::uint8_t state = type.state.load(std::memory_order_acquire);
+        if (state == kUnused &&
+            type.state.compare_exchange_strong(state, kBeingWritten, std::memory_order_acq_rel,
+                                               std::memory_order_acquire)) {
+            std::memcpy(type.text, text, size);
+            type.text[size] = '\0';
+            type.state.store(kWritten, std::memory_order_release);
+            return static_cast<std::uint8_t>(i);
+        }
+        if (state == kWritten && std::strncmp(type.text, text, size) == 0 &&
+            type.text[size] == '\0') {
             return static_cast<std::uint8_t>(i);
         }
     }
-    if (count == kMaxTypes) return 0;
-    std::memcpy(g_types[count], text, size);
-    g_types[count][size] = '\0';
-    g_type_count.store(count + 1, std::memory_order_release);
-    return static_cast<std::uint8_t>(count);
+    return 0;
 }
 
 const char* span_type_text(std::uint8_t index) noexcept {
-    return index < g_type_count.load(std::memory_order_acquire) ? g_types[index] : "";
+    const SpanType& type = g_types[index];
+    return type.state.load(std::memory_order_acquire) == kWritten ? type.text : "";
 }
 
 }  // namespace otel_proflink

@@ -97,8 +97,8 @@ PROFLINK_EXPORT std::uint64_t link_live() noexcept;
 // Bytes in memory of records and their totals. Any thread; waits for nobody.
 std::uint64_t link_resident() noexcept;
 
-// Interns a span type (at most 255 of them, 31 bytes each; 0 = none or table full). GIL or
-// equivalent exclusion on the writing side; readers need none.
+// Interns a span type (at most 255 of them, 31 bytes each; 0 = none or table full). Lock-free; any
+// thread.
 PROFLINK_EXPORT std::uint8_t span_type_intern(const char* text, std::uint32_t size) noexcept;
 
 // The text of an interned span type, never nullptr.
