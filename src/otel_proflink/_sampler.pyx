@@ -152,6 +152,16 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
     uint64_t sampler_memory() noexcept
     void sampler_budget(double) noexcept
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    static const int proflink_free_threaded = 1;
+    #else
+    static const int proflink_free_threaded = 0;
+    #endif
+    """
+    bint proflink_free_threaded
+
 cdef extern from "self_observation.hpp" namespace "otel_proflink":
     cdef cppclass SelfObservation:
         SelfObservation(const ProflinkAbi&)
@@ -165,6 +175,7 @@ cdef extern from "self_observation.hpp" namespace "otel_proflink":
     cbool layout_plausible(const ProflinkAbi&) noexcept
     const char* memory_refusal() noexcept
     cbool thread_list_is(const ProflinkAbi&, const uintptr_t*, size_t) noexcept
+    cbool thread_list_has(const ProflinkAbi&, uintptr_t) noexcept
     uint64_t observed_word(uintptr_t) noexcept
     uintptr_t current_hamt_root_type(const ProflinkAbi&, uintptr_t) noexcept
 
@@ -225,7 +236,11 @@ def threads_agree():
     """Whether the list of thread states reads as the interpreter gives it."""
     cdef uintptr_t states[256]
     cdef size_t count = 0
-    cdef PyThreadState* state = PyInterpreterState_ThreadHead(PyInterpreterState_Main())
+    cdef PyThreadState* state
+    if proflink_free_threaded:
+        # Any other thread's state may be freed under our eyes, so only the reader may look at it.
+        return thread_list_has(_abi, <uintptr_t>PyThreadState_Get())
+    state = PyInterpreterState_ThreadHead(PyInterpreterState_Main())
     while state is not NULL and count < 256:
         states[count] = <uintptr_t>state
         state = PyThreadState_Next(state)
@@ -318,7 +333,7 @@ def shift_layout(str field, int by):
 
 
 def start(rate_hz, cbool awaits=False, str engine="auto"):
-    """Starts sampling. Does nothing when the sampler runs already.
+    """Starts sampling. Does nothing when the sampler runs already. Not from two threads at once.
 
     Args:
         rate_hz: ticks a second.
@@ -518,8 +533,9 @@ cdef class _NameList:
     def __cinit__(self, mapping):
         cdef Py_ssize_t size = 0
         cdef size_t i = 0
-        cdef size_t count = len(mapping)
+        cdef size_t count
         self.texts = sorted(mapping.items())
+        count = len(self.texts)
         self.items = <Name*>malloc(sizeof(Name) * (count + 1))
         if self.items is NULL:
             raise MemoryError

@@ -174,9 +174,32 @@ def _check_threads() -> None:
         stop.release()
 
 
+def _check_other_thread() -> None:
+    # Free-threaded from 3.14 on, only the first thread runs a code object's own instructions;
+    # others get copies of them.
+    failed: list[Exception] = []
+    done = original("_thread", "allocate_lock")()
+    done.acquire()
+
+    def check() -> None:
+        try:
+            _check_chain()
+        except Exception as error:
+            failed.append(error)
+        finally:
+            done.release()
+
+    original("_thread", "start_new_thread")(check, ())
+    done.acquire()
+    if failed:
+        raise failed[0]
+
+
 def run() -> None:
     """Raises `SamplerError` when this interpreter is not laid out as compiled in."""
     _check_contexts()
     _check_context_version()
     _check_chain()
     _check_threads()
+    if _linker.FREE_THREADED:
+        _check_other_thread()

@@ -14,6 +14,7 @@ import sys
 import pytest
 
 from otel_proflink import _sampler
+from otel_proflink._linker import FREE_THREADED
 from tests.support.ground_truth import needs_sampler
 
 pytestmark = needs_sampler
@@ -28,13 +29,15 @@ FIELDS = [
     *("code.filename", "code.qualname", "code.linetable"),
     *("context.context_vars", "context.hamt_root", "context.bitmap_pairs"),
     "context.array_children",
-    # What is known by it is new there.
-    *(["code.first_traceable"] if sys.version_info >= (3, 13) else []),
+    # What is known by it is new in 3.13, and in 3.14 without the GIL; so are copies.
+    *(["code.first_traceable"] if sys.version_info >= (3, 13 + FREE_THREADED) else []),
+    *(["frame.copy", "code.copies"] if FREE_THREADED and sys.version_info >= (3, 14) else []),
 ]
 
 PROGRAM = """
 import sys
 from otel_proflink import _sampler
+from otel_proflink._linker import FREE_THREADED
 by = int(sys.argv[1])
 for field in sys.argv[2:]:
     _sampler.shift_layout(field, by)

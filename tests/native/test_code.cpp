@@ -207,6 +207,42 @@ TEST_F(Codes, MoreDeathsThanTheRingHolds) {
     EXPECT_EQ(stack(), (Stacks{"module.b:11"}));
 }
 
+// Free-threaded from 3.14 on: each thread runs instructions of its own.
+TEST_F(Codes, InstructionsInAThreadsCopy) {
+    constexpr std::uint32_t kCopiesAt = code_at::size + 72;  // behind the main ones
+    auto* a = code("a");
+    std::uint64_t* second = memory.allocate(8);
+    std::uint64_t* third = memory.allocate(8);
+    std::uint64_t* copies = memory.allocate(3);
+    put(copies, 0, 2);
+    copies[1] = reinterpret_cast<std::uintptr_t>(a) + code_at::size;
+    copies[2] = reinterpret_cast<std::uintptr_t>(second);
+    put(a, kCopiesAt, copies);
+    const auto in_copy = [&](const std::uint64_t* copy, std::int32_t number, int unit) {
+        Frame made = frame(a);
+        made.instruction = reinterpret_cast<std::uintptr_t>(copy) +
+                           static_cast<std::uintptr_t>(static_cast<std::intptr_t>(2 * unit));
+        made.copy = number;
+        return made;
+    };
+    EXPECT_FALSE(visit({in_copy(second, 1, 3)})) << "an interpreter that has no copies";
+    abi.code.copies = kCopiesAt;
+    ASSERT_TRUE(visit({in_copy(second, 1, 3), frame(a, 31)}));
+    EXPECT_EQ(stack(), (Stacks{"module.a:12", "module.a:26"}));
+    EXPECT_FALSE(visit({in_copy(second, 1, 32)}));
+    EXPECT_FALSE(visit({in_copy(second, 1, -1)}));
+    EXPECT_FALSE(visit({in_copy(second, 0, 3)})) << "the frame runs the main ones";
+    EXPECT_FALSE(visit({in_copy(second, 2, 3)})) << "there is no such copy";
+    EXPECT_FALSE(visit({in_copy(third, 1, 3)})) << "not the copy that the frame runs";
+    EXPECT_FALSE(visit({in_copy(second, -1, 3)}));
+    // Freed, and made anew elsewhere.
+    copies[2] = reinterpret_cast<std::uintptr_t>(third);
+    ASSERT_TRUE(visit({in_copy(third, 1, 31)}));
+    EXPECT_EQ(stack(), (Stacks{"module.a:26"}));
+    put(a, kCopiesAt, std::uint64_t{0});
+    EXPECT_FALSE(visit({in_copy(third, 1, 31)}));
+}
+
 TEST_F(Codes, InstructionsOutOfRange) {
     const auto* a = code("a");
     EXPECT_TRUE(visit({frame(a, 31)}));

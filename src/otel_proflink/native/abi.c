@@ -11,11 +11,19 @@
 #include <stddef.h>
 #include <string.h>
 
-#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x03100000 && !defined(Py_GIL_DISABLED) && \
-    defined(__linux__) && defined(__LP64__)
+#if PY_VERSION_HEX >= 0x030B0000 && PY_VERSION_HEX < 0x03100000 && defined(__linux__) && \
+    defined(__LP64__)
 #define PROFLINK_SAMPLES_HERE 1
 #else
 #define PROFLINK_SAMPLES_HERE 0
+#endif
+
+/* Free-threaded CPython specialises a thread's instructions in a copy of the thread's own. Up
+ * to 3.13 it does not specialise them at all. */
+#if defined(Py_GIL_DISABLED) && PY_VERSION_HEX >= 0x030E0000
+#define PROFLINK_COPIES_INSTRUCTIONS 1
+#else
+#define PROFLINK_COPIES_INSTRUCTIONS 0
 #endif
 
 #if PROFLINK_SAMPLES_HERE
@@ -96,6 +104,11 @@ static void fill_objects(ProflinkAbi* abi) {
 #if PY_VERSION_HEX < 0x030D0000
     abi->code.first_instruction = -1;
 #endif
+#if PROFLINK_COPIES_INSTRUCTIONS
+    abi->code.copies = offsetof(PyCodeObject, co_tlbc);
+    _Static_assert(offsetof(_PyCodeArray, size) == 0 && offsetof(_PyCodeArray, entries) == 8,
+                   "copies are found as {size, addresses}");
+#endif
 }
 
 static void fill_frames(ProflinkAbi* abi) {
@@ -111,6 +124,11 @@ static void fill_frames(ProflinkAbi* abi) {
 #else
     abi->frame.code = offsetof(_PyInterpreterFrame, f_code);
     abi->frame.instruction = offsetof(_PyInterpreterFrame, prev_instr);
+#endif
+#if PROFLINK_COPIES_INSTRUCTIONS
+    abi->frame.copy = offsetof(_PyInterpreterFrame, tlbc_index);
+    _Static_assert(sizeof(((_PyInterpreterFrame*)0)->tlbc_index) == sizeof(int32_t),
+                   "which copy a frame runs is read as an int");
 #endif
 #if PY_VERSION_HEX >= 0x030E0000
     /* Every _PyStackRef of a live frame is an address with at most three tag bits. */
@@ -175,6 +193,21 @@ static const char* check_debug_offsets(const ProflinkAbi* abi) {
     if (self->version >> 16 != PY_VERSION_HEX >> 16) {
         return "the interpreter's debug offsets are of another version";
     }
+#ifdef Py_GIL_DISABLED
+    if (self->free_threaded != 1) {
+        return "the interpreter is not free-threaded, as this was built for";
+    }
+#else
+    if (self->free_threaded != 0) {
+        return "the interpreter is free-threaded, and this was built for one that is not";
+    }
+#endif
+#if PROFLINK_COPIES_INSTRUCTIONS
+    if (self->code_object.co_tlbc != abi->code.copies ||
+        self->interpreter_frame.tlbc_index != abi->frame.copy) {
+        return "the interpreter's debug offsets differ from the headers that this was built with";
+    }
+#endif
     if (self->interpreter_state.threads_head != abi->interpreter_state.threads_head ||
         self->thread_state.interp != abi->thread.interp ||
         self->thread_state.next != abi->thread.next ||
@@ -207,8 +240,12 @@ static void fill(ProflinkAbi* abi) {
 #endif
     abi->gil_begin = (uintptr_t)gil;
     abi->gil_end = (uintptr_t)(gil + 1);
+#ifndef Py_GIL_DISABLED
+    /* Free-threaded, nobody holds it; but an extension module may have it come back, and then a
+     * futex within it is still a wait for it. */
     abi->gil_holder = (uintptr_t)&gil->last_holder;
     abi->gil_locked = (uintptr_t)&gil->locked;
+#endif
     fill_objects(abi);
     fill_frames(abi);
     fill_threads(abi);
@@ -224,8 +261,6 @@ void proflink_abi_fill(ProflinkAbi* abi) {
     memset(abi, 0, sizeof(*abi));
 #if PROFLINK_SAMPLES_HERE
     fill(abi);
-#elif defined(Py_GIL_DISABLED)
-    abi->reason = "free-threaded CPython is not supported by the sampler yet";
 #elif PY_VERSION_HEX >= 0x03100000
     abi->reason = "CPython " PY_VERSION " is not supported by the sampler yet (3.11 to 3.15 are)";
 #else
@@ -254,6 +289,7 @@ static const struct {
     FIELD(frame.previous),
     FIELD(frame.instruction),
     FIELD(frame.owner),
+    FIELD(frame.copy),
     FIELD(code.size),
     FIELD(code.units),
     FIELD(code.first_line),
@@ -261,6 +297,7 @@ static const struct {
     FIELD(code.qualname),
     FIELD(code.linetable),
     FIELD(code.first_traceable),
+    FIELD(code.copies),
     FIELD(context.context_vars),
     FIELD(context.hamt_root),
     FIELD(context.bitmap_pairs),

@@ -40,6 +40,7 @@ typedef struct {
     uint32_t previous;
     uint32_t instruction;
     uint32_t owner;
+    uint32_t copy;       /* int: which copy of the instructions it runs; see ProflinkAbiCode */
     uintptr_t code_mask; /* what of the code pointer is an address: tagged from 3.14 on */
     uint8_t owner_generator;
     uint8_t owner_frame_object; /* never in a live chain */
@@ -60,6 +61,8 @@ typedef struct {
     uint32_t linetable;
     int32_t first_instruction; /* lowest valid index: -1 where it names the unit before the next */
     uint32_t first_traceable;  /* int: instructions before it are not of the function itself */
+    uint32_t copies;           /* pointer to {size, addresses}: each thread may run a copy of the
+                                * instructions (3.14 on, free-threaded); 0: there are none */
 } ProflinkAbiCode;
 
 typedef struct {
@@ -91,7 +94,7 @@ typedef struct {
     uintptr_t interpreter;
     uintptr_t gil_begin; /* the main interpreter's GIL: a futex in here is a wait for it */
     uintptr_t gil_end;
-    uintptr_t gil_holder; /* where it says which thread state took it last, */
+    uintptr_t gil_holder; /* where it says which thread state took it last; 0: free-threaded, */
     uintptr_t gil_locked; /* and whether somebody holds it: an int */
     uintptr_t code_type;
     uintptr_t context_type;

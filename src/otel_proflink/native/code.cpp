@@ -167,6 +167,36 @@ void CodeTable::rollback() noexcept {
     pending_ = 0;
 }
 
+// Where the copy of the instructions begins that the frame runs; 0: it runs none. Not remembered:
+// the interpreter may free a copy while its code object lives on, and the frame holds it only now.
+std::uintptr_t CodeTable::copy_of(const Frame& frame) noexcept {
+    std::uintptr_t copies = 0;
+    std::int64_t count = 0;
+    std::uintptr_t begin = 0;
+    if (abi_.code.copies == 0 || frame.copy <= 0 ||
+        !memory_.read(frame.code + abi_.code.copies, &copies, sizeof(copies)) || copies == 0 ||
+        !memory_.read(copies, &count, sizeof(count)) || frame.copy >= count ||
+        !memory_.read(
+            copies + sizeof(count) + sizeof(begin) * static_cast<std::uint32_t>(frame.copy), &begin,
+            sizeof(begin))) {
+        return 0;
+    }
+    return begin;
+}
+
+// The index of the frame's instruction among those of its code object.
+bool CodeTable::find_unit(const Frame& frame, const Entry& code, std::int32_t* unit) noexcept {
+    const auto among = [&](std::uintptr_t begin) {
+        const auto distance = static_cast<std::int64_t>(frame.instruction - begin);
+        *unit = static_cast<std::int32_t>(distance / 2);
+        return distance % 2 == 0 && distance / 2 >= abi_.code.first_instruction &&
+               distance / 2 < static_cast<std::int64_t>(code.units);
+    };
+    if (among(frame.code + abi_.code.size)) return true;
+    const std::uintptr_t copy = copy_of(frame);
+    return copy != 0 && among(copy);
+}
+
 bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
     const std::uint32_t entry = lookup(frame.code);
     if (entry == kNoEntry) {
@@ -179,15 +209,9 @@ bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
         *location = kNoEntry;
         return true;
     }
-    const auto distance =
-        static_cast<std::int64_t>(frame.instruction - (frame.code + abi_.code.size));
-    if (distance % 2 != 0) return false;
-    const std::int64_t unit = distance / 2;
-    if (unit < abi_.code.first_instruction || unit >= static_cast<std::int64_t>(code.units)) {
-        return false;
-    }
+    std::int32_t key = 0;
+    if (!find_unit(frame, code, &key)) return false;
     std::uint32_t slot;
-    const auto key = static_cast<std::int32_t>(unit);
     const std::uint32_t epoch = code.epoch;
     const std::uint32_t place = place_index_.find(
         mix(mix(static_cast<std::uint64_t>(entry) << 32 | epoch) ^ static_cast<std::uint32_t>(key)),

@@ -111,6 +111,8 @@ class CodeTable final : public FrameVisitor {
     std::uint32_t lookup(std::uintptr_t code) noexcept;
     std::uint32_t learn(std::uintptr_t code) noexcept;
     bool locate(const Frame& frame, std::uint32_t* location) noexcept;
+    bool find_unit(const Frame& frame, const Entry& code, std::int32_t* unit) noexcept;
+    std::uintptr_t copy_of(const Frame& frame) noexcept;
 
     Memory& memory_;
     const ProflinkAbi& abi_;

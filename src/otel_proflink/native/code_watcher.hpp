@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Tells the sampler of code objects before the interpreter frees them. Header-only: it is compiled
-// into the Cython module, which may use Python's API. All of it needs the GIL.
+// into the Cython module, which may use Python's API. To begin and to end need the GIL, or one
+// thread at a time where there is none: CPython guards its list of watchers no better. Deaths are
+// told by any thread.
 #pragma once
 
 #include <Python.h>

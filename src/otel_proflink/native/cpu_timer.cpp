@@ -140,7 +140,7 @@ void take(TimerSlot& slot, std::uint64_t expiries) noexcept {
     bool all_known = true;
     for (std::uint32_t i = 0; i < record.count; ++i) {
         const Frame& frame = workspace.chain.frames[i];
-        record.frames[i] = {frame.code, frame.instruction};
+        record.frames[i] = {frame.code, frame.instruction, frame.copy};
         all_known &= g_known[known_at(frame.code)].load(std::memory_order_relaxed) == frame.code;
     }
     g_busy[desk].store(false, std::memory_order_release);

@@ -17,6 +17,7 @@ namespace otel_proflink {
 struct SignalFrame {
     std::uintptr_t code;
     std::uintptr_t instruction;
+    std::int32_t copy;
 };
 
 // One thread as it was when its timer expired.

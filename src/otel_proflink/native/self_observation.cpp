@@ -116,7 +116,8 @@ bool layout_plausible(const ProflinkAbi& abi) noexcept {
     return inside(t.size, {t.prev, t.next, t.interp, t.frame, t.native_thread_id, t.id, t.context,
                            t.context_ver, t.datastack_chunk, t.datastack_top}) &&
            inside(f.size, {f.code, f.previous, f.instruction}) && f.owner < f.size &&
-           inside(c.size, {c.units, c.filename, c.qualname, c.linetable}) &&
+           f.copy <= f.size - 4 &&
+           inside(c.size, {c.units, c.filename, c.qualname, c.linetable, c.copies}) &&
            c.first_line <= c.size - 4 && c.first_traceable <= c.size - 4 &&
            abi.context.bitmap_pairs <= 64;
 }
@@ -137,6 +138,19 @@ const char* memory_refusal() noexcept {
     const char* reason = nullptr;
     if (memory.open(&reason)) memory.close();
     return reason;
+}
+
+bool thread_list_has(const ProflinkAbi& abi, std::uintptr_t tstate) noexcept {
+    constexpr int kMost = 65536;
+    std::uint64_t previous = 0;
+    std::uint64_t at = observed_word(abi.interpreter + abi.interpreter_state.threads_head);
+    for (int i = 0; i < kMost && at != 0; ++i) {
+        if (observed_word(at + abi.thread.prev) != previous) return false;
+        if (at == tstate) return true;
+        previous = at;
+        at = observed_word(at + abi.thread.next);
+    }
+    return false;
 }
 
 std::uint64_t observed_word(std::uintptr_t address) noexcept {

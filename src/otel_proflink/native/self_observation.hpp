@@ -47,6 +47,10 @@ PROFLINK_EXPORT bool thread_list_is(const ProflinkAbi& abi, const std::uintptr_t
 // Why no memory can be read at all; nullptr if it can.
 PROFLINK_EXPORT const char* memory_refusal() noexcept;
 
+// Whether the calling thread's state is found in the list, as the sampler walks it. For where no
+// lock of ours keeps other threads from ending; then it may fail by chance.
+PROFLINK_EXPORT bool thread_list_has(const ProflinkAbi& abi, std::uintptr_t tstate) noexcept;
+
 // A word as the sampler reads it; all ones when it cannot be read.
 PROFLINK_EXPORT std::uint64_t observed_word(std::uintptr_t address) noexcept;
 

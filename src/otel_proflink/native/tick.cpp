@@ -141,17 +141,19 @@ ThreadState Sampler::state_of(SampledThread& thread) noexcept {
 // A runnable thread may be waiting for a CPU: one that was just woken still shows where it slept,
 // and what its clock has moved by is the work before that. On another CPU than ours a thread that
 // runs moves its clock while it is read. One whose clock stands still was either put off its CPU by
-// this very thread, as the holder of the GIL at most times, or waits.
+// this very thread, as the holder of the GIL at most times, or waits. Where there is no GIL, see
+// was_preempted().
 bool Sampler::was_on_cpu(const SampledThread& thread) noexcept {
     std::uint64_t cpu = 0;
     if (!thread_cpu_ns(thread.key.tid, &cpu) || cpu != thread.cpu_ns) return true;
+    if (abi_.gil_holder == 0) return false;
     return static_cast<std::uint32_t>(runtime_word(abi_.gil_locked)) != 0 &&
            runtime_word(abi_.gil_holder) == thread.key.tstate;
 }
 
 // With one CPU, all clocks stand still while this thread runs. But it put whoever ran off the CPU,
 // and the kernel counts that: a thread whose count is what it was has left its CPU by itself since
-// it was last looked at, was woken, and waits.
+// it was last looked at, was woken, and waits. The same tells where there is no GIL to ask.
 bool Sampler::was_preempted(SampledThread& thread) noexcept {
     const std::uint64_t before = thread.preemptions;
     const bool keep = thread.state_file.is_open();
@@ -212,7 +214,7 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     }
     thread.counted_tick = tick_number_;
     // Also of a thread that sleeps now: the next look compares with this one.
-    const bool preempted = cpus_ == 1 && was_preempted(thread);
+    const bool preempted = (cpus_ == 1 || abi_.gil_holder == 0) && was_preempted(thread);
     if (thread.profiled == kNoEntry) return true;
     thread.sample = profile_->sample(stack, link, thread.profiled, state, task);
     thread.linked = link != kNoEntry && link != kUnknownLink;
@@ -225,7 +227,7 @@ bool Sampler::observe(SampledThread& thread, std::uint64_t now, std::uint64_t mo
     // What a timer says of a thread's CPU is all there is to say.
     const bool timed = thread.timer.is_open() && thread.silent_ns <= silence_ns(period_ns_);
     if (!timed && state == ThreadState::running && moved != 0 &&
-        (cpus_ == 1 ? preempted : was_on_cpu(thread))) {
+        (preempted || (cpus_ != 1 && was_on_cpu(thread)))) {
         sample.cpu_ns += elapsed;
         profile_->threads[thread.profiled].cpu_sampled_ns += elapsed;
         // The encoder knows the whole interval; a span may end now.

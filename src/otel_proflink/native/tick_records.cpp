@@ -98,7 +98,8 @@ void Sampler::book(const SignalRecord& record, std::uint64_t now) noexcept {
     chain_.omitted = record.omitted;
     for (std::uint32_t i = 0; i < record.count; ++i) {
         chain_.frames[i] = Frame{
-            record.frames[i].code, record.frames[i].code, 0, record.frames[i].instruction, 0, true};
+            record.frames[i].code, record.frames[i].code, 0, record.frames[i].instruction, 0, true,
+            record.frames[i].copy};
     }
     std::uint32_t stack = 0;
     if (record.result == SnapshotResult::no_frames) {

@@ -176,6 +176,7 @@ Frame FrameReader::parse(std::uintptr_t address, const unsigned char* raw) const
     frame.code = load<std::uintptr_t>(raw + abi_.frame.code) & abi_.frame.code_mask;
     frame.previous = load<std::uintptr_t>(raw + abi_.frame.previous);
     frame.instruction = load<std::uintptr_t>(raw + abi_.frame.instruction);
+    frame.copy = load<std::int32_t>(raw + abi_.frame.copy);
     frame.owner = raw[abi_.frame.owner];
     frame.confirmed = false;
     return frame;

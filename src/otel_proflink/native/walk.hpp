@@ -14,7 +14,8 @@ struct Frame {
     std::uintptr_t previous;
     std::uintptr_t instruction;
     std::uint8_t owner;
-    bool confirmed;  // read twice within about a microsecond, and found the same
+    bool confirmed;         // read twice within about a microsecond, and found the same
+    std::int32_t copy = 0;  // which copy of its code's instructions it runs, where there are any
 };
 
 // Frames kept of a stack: half from the leaf, half from the root. Deeper ones lose their middle,
