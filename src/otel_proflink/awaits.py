@@ -3,9 +3,10 @@
 
 A task that waits is on no thread, so the native sampler cannot see it. What asyncio offers are a
 `WeakSet` of all tasks and, from Python 3.14 on, the tasks of one loop (of each in which a span was
-started): both take the GIL to read. Hence a thread of its own, in processes that import asyncio,
-with bounds: `OTEL_PROFLINK_AWAIT_RATE` looks a second (10), at most `MOST_TASKS` tasks each, chosen
-at random; the weights of those make up for the others.
+started): both take the GIL to read, and so do the coroutines of a task, which must not run
+meanwhile: on free-threaded builds nothing is looked at. Hence a thread of its own, in processes
+that import asyncio, with bounds: `OTEL_PROFLINK_AWAIT_RATE` looks a second (10), at most
+`MOST_TASKS` tasks each, chosen at random; the weights of those make up for the others.
 """
 
 from __future__ import annotations
@@ -40,16 +41,22 @@ class AwaitSampler:
     """Looks at waiting tasks from `start` to `stop`.
 
     Args:
-        rate_hz: looks a second; 0: it never starts.
+        rate_hz: looks a second; 0: it never starts. Nor does it on free-threaded builds.
         sampler: the native sampler, which is to leave this thread out.
     """
 
     def __init__(self, rate_hz: float, sampler: Sampler) -> None:
-        self._rate_hz = rate_hz
+        # Reading the frames of a coroutine that another thread may run is not safe without the GIL.
+        self._rate_hz = 0.0 if _linker.FREE_THREADED else rate_hz
         self._sampler = sampler
         self._thread: NativeThread | None = None
         self._stopping: SimpleQueue[None] = original("queue", "SimpleQueue")()
         self._random = random.Random()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it will look at tasks, should there be any."""
+        return self._rate_hz > 0
 
     def start(self) -> None:
         """Begin if the process uses asyncio by now; to be called now and then.

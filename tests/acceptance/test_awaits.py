@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
-from otel_proflink import awaits
+from otel_proflink import _linker, awaits
 from tests.support.ground_truth import GroundTruth, Label, needs_sampler
 from tests.support.pprof_schema import DecodedSample
 
 pytestmark = needs_sampler
+needs_gil = pytest.mark.skipif(
+    _linker.FREE_THREADED, reason="without the GIL, another thread's coroutines cannot be read"
+)
 
 
 def waits(truth: GroundTruth) -> list[DecodedSample]:
@@ -32,6 +35,7 @@ async def outermost() -> None:
     await innermost()
 
 
+@needs_gil
 def test_a_waiting_task_shows_its_coroutines_its_span_and_its_name(tmp_path: Path) -> None:
     labels: dict[str, Label] = {}
 
@@ -68,6 +72,7 @@ def test_a_waiting_task_shows_its_coroutines_its_span_and_its_name(tmp_path: Pat
         assert 0.3e9 < waited < 0.9e9, f"too few samples? {name}: {weights}"
 
 
+@needs_gil
 def test_more_tasks_than_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(awaits, "MOST_TASKS", 10)
 
@@ -86,6 +91,7 @@ def test_more_tasks_than_are_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
     assert 60e9 < total < 140e9, f"too few samples? 100 waits of 1 s are {total / 1e9:.1f} s"
 
 
+@needs_gil
 def test_generators_and_several_loops(tmp_path: Path) -> None:
     async def numbers() -> Any:
         yield 1
@@ -112,6 +118,20 @@ def test_generators_and_several_loops(tmp_path: Path) -> None:
         for function in sample.functions
     }
     assert {(f"loop-{i}", "consume") for i in range(2)} <= seen
+
+
+@pytest.mark.skipif(not _linker.FREE_THREADED, reason="this Python has the GIL")
+def test_without_the_gil_no_task_is_looked_at(tmp_path: Path) -> None:
+    async def many() -> None:
+        await asyncio.gather(*[outermost() for _ in range(3)])
+
+    with (
+        GroundTruth(tmp_path, await_rate_hz=50) as truth,
+        truth.tracer.start_as_current_span("request"),
+    ):
+        asyncio.run(many())
+    assert truth.samples()
+    assert all("await" not in sample.values for sample in truth.samples())
 
 
 def test_off_means_no_such_sample_type(tmp_path: Path) -> None:
