@@ -3,7 +3,8 @@
 # make demo           build, run the example under opentelemetry-instrument, show its slowest spans
 # make test           the tests (PYTEST_ARGS="-k pool -x"; TEST_GROUPS=test leaves
 #                     the frameworks out)
-# make test-all       the tests on every interpreter found (3.11 to 3.15)
+# make test-all       the tests on every interpreter found (3.11 to 3.15, free-threaded 3.13)
+# make python3.13t    builds that last one, which has no packages, for test-all
 # make test-oldest    the tests with the oldest dependencies that pyproject.toml allows, on 3.11
 # make native-test    the C++ unit tests (SANITIZE=address,undefined or SANITIZE=thread)
 # make soak           everything at once, sampled fast (SOAK_SECONDS=1800; SOAK_ARGS="--rate 4000")
@@ -20,8 +21,8 @@
 
 .DELETE_ON_ERROR:
 SHELL := bash
-.PHONY: demo test test-all test-oldest native-test soak fuzz build lint lint-python lint-types \
-	lint-cython lint-native format bench instructions wheel clean help
+.PHONY: demo test test-all python3.13t test-oldest native-test soak fuzz build lint lint-python \
+	lint-types lint-cython lint-native format bench instructions wheel clean help
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 
@@ -83,6 +84,9 @@ test-all:
 	    echo "== CPython $$version"; \
 	    $(MAKE) test VENV=.venv-$$version PYTHON="$$python" </dev/null; \
 	done
+
+python3.13t:
+	scripts/free-threaded.sh
 
 # A constraint, so that pip resolves everything else as ever.
 test-oldest: oldest := .venv-oldest/oldest.txt

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from pathlib import Path
 _BUILD_TOOLS = ["cmake>=3.24", "ninja"]
 # Released in step with opentelemetry-instrumentation, so the oldest set has to pin them together.
 _IN_STEP = "opentelemetry-instrumentation"
+# Not for free-threaded CPython 3.13: without wheels, or (greenlet 3.2) with one that has the GIL
+# come back.
+_NEEDS_GIL = ("gevent", "greenlet", "uvloop")
 _LOWER_BOUND = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([A-Za-z0-9._]+)$")
 
 
@@ -30,6 +34,12 @@ def _oldest(requirement: str) -> str:
     if match is None:
         raise SystemExit(f"pyproject.toml: {requirement!r} is not of the form NAME>=VERSION")
     return f"{match[1]}=={match[2]}"
+
+
+def _installable(requirements: list[str]) -> list[str]:
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return requirements
+    return [line for line in requirements if not line.startswith(_NEEDS_GIL)]
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +57,7 @@ def main(arguments: list[str]) -> None:
             in_step = [line for line in groups["test"] if line.startswith(_IN_STEP)]
             lines = [_oldest(line) for line in [*build, *own, *in_step]]
         case [group] if group in groups:
-            lines = [*groups[group], *own]
+            lines = _installable([*groups[group], *own])
         case _:
             raise SystemExit(f"{__doc__}\nGROUP is one of: {', '.join(groups)}")
     print("\n".join(lines))

@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test function runs in a `contextvars.Context` of its own: what it leaves attached stays."""
+"""Every test function runs in a `contextvars.Context` of its own: what it leaves attached stays.
+
+On free-threaded CPython without a GIL: not even one that some module has had come back.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import sys
+from collections.abc import Iterator
 
 import pytest
+
+_gil_at_start = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gil_stays_off() -> Iterator[None]:
+    yield
+    if not _gil_at_start:
+        assert not sys._is_gil_enabled(), "a module has turned the GIL on"  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)

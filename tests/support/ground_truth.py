@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import linecache
 import sys
-import sysconfig
 import threading
 import time
 from collections import Counter
@@ -53,9 +52,7 @@ WEB: Final[Mapping[str, Any]] = {"http.request.method": "GET", "url.path": "/"}
 
 
 # The interpreters whose layouts the sampler knows; on others it refuses, and only links.
-SAMPLED: Final = (3, 11) <= sys.version_info[:2] <= (3, 15) and not sysconfig.get_config_var(
-    "Py_GIL_DISABLED"
-)
+SAMPLED: Final = (3, 11) <= sys.version_info[:2] <= (3, 15)
 needs_sampler = pytest.mark.skipif(not SAMPLED, reason="this Python is linked, not sampled")
 
 
