@@ -112,7 +112,7 @@ def test_the_hook_leaves_while_threads_attach() -> None:
 
     def work(number: int) -> None:
         if number == 0:
-            for _ in range(300):
+            for _ in range(1500):
                 runtime_context.install()
                 assert runtime_context.installed() is not None
                 runtime_context.uninstall()
