@@ -690,6 +690,7 @@ cdef class RuntimeContext:
     cdef readonly object delegate
     cdef int links
     cdef int left
+    cdef int leaving
     # The delegate's own variable, where it is a stock one: read without running its Python code.
     cdef object stock_variable
 
@@ -781,6 +782,15 @@ cdef class RuntimeContext:
         module = _module("opentelemetry.context")
         if module is None:
             return False
+        # By one thread: a late one would take out what install() has put in since.
+        if not claim(&self.leaving):
+            return False
+        try:
+            return self._swap_out(module)
+        finally:
+            disclaim(&self.leaving)
+
+    cdef bint _swap_out(self, object module):
         if getattr(module, "_RUNTIME_CONTEXT", None) is self:
             # Said before it is checked once more: a thread that attaches sees this, or is seen.
             store_flag(&self.left, True)

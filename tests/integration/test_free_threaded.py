@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -112,11 +113,16 @@ def test_the_hook_leaves_while_threads_attach() -> None:
 
     def work(number: int) -> None:
         if number == 0:
-            for _ in range(1500):
-                runtime_context.install()
-                assert runtime_context.installed() is not None
-                runtime_context.uninstall()
-            stopping.set()
+            try:
+                for _ in range(1500):
+                    runtime_context.install()
+                    # A thread that was taking the hook out at that moment puts it back.
+                    deadline = time.monotonic() + 30
+                    while runtime_context.installed() is None:
+                        assert time.monotonic() < deadline
+                    runtime_context.uninstall()
+            finally:
+                stopping.set()
             return
         while not stopping.is_set():
             span = tracer.start_span("s")
