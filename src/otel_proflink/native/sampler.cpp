@@ -165,6 +165,7 @@ void Sampler::run() noexcept {
 void Sampler::tick_now() noexcept {
     pthread_mutex_lock(&mutex_);
     tick(clock_ns(CLOCK_MONOTONIC));
+    publish();
     pthread_mutex_unlock(&mutex_);
 }
 
