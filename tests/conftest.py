@@ -15,6 +15,29 @@ import pytest
 _gil_at_start = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
+# What these test is the kernel's, or Python code that reads files: the interpreter's version says
+# nothing of it.
+_ONCE = {
+    "test_cli.py",
+    "test_cpu_budget.py",
+    "test_go_pprof.py",
+    "test_instructions.py",
+    "test_memory_ladder.py",
+    "test_pprof_reader.py",
+    "test_report_model.py",
+    "test_report_table.py",
+    "test_self_metrics.py",
+    "test_spans_reader.py",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in _ONCE:
+            item.add_marker("once")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _gil_stays_off() -> Iterator[None]:
     yield

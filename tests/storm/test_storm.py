@@ -35,7 +35,7 @@ def storm(kind: str, rate: int, *options: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("one_cpu", [False, True], ids=["all_cpus", "one_cpu"])
-@pytest.mark.parametrize("rate", [1000, 4000])
+@pytest.mark.parametrize("rate", [1000, pytest.param(4000, marks=pytest.mark.once)])
 @pytest.mark.parametrize("kind", ["plain", "nested", "threads", "asyncio"])
 def test_no_wrong_label(kind: str, rate: int, one_cpu: bool) -> None:
     seen = storm(kind, rate, *(["--one-cpu"] if one_cpu else []))
