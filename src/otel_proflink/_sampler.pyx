@@ -151,6 +151,7 @@ cdef extern from "sampler.hpp" namespace "otel_proflink" nogil:
     void sampler_tick() noexcept
     uint64_t sampler_memory() noexcept
     void sampler_budget(double) noexcept
+    void sampler_keep_frames(uint32_t) noexcept
 
 cdef extern from *:
     """
@@ -400,6 +401,11 @@ def stats():
 def memory_bytes():
     """Bytes that the sampler's tables and the links take up. Some 50 us; waits for nobody."""
     return sampler_memory()
+
+
+def set_max_frames(int frames):
+    """How many frames of a stack are kept, 1 to 1024, half of them from either end; before a start."""
+    sampler_keep_frames(<uint32_t>min(max(frames, 1), 1024))
 
 
 def set_budget(double share):

@@ -22,6 +22,7 @@ EXPORTER: Final = "OTEL_PROFILES_EXPORTER"
 OUTPUT_DIR: Final = "OTEL_PROFLINK_OUTPUT_DIR"
 SAMPLE_RATE: Final = "OTEL_PROFLINK_SAMPLE_RATE"
 ENGINE: Final = "OTEL_PROFLINK_ENGINE"
+MAX_FRAMES: Final = "OTEL_PROFLINK_MAX_FRAMES"
 EXPORT_INTERVAL: Final = "OTEL_PROFLINK_EXPORT_INTERVAL"
 OUTPUT_MAX_BYTES: Final = "OTEL_PROFLINK_OUTPUT_MAX_BYTES"
 OUTPUT_MAX_AGE: Final = "OTEL_PROFLINK_OUTPUT_MAX_AGE"
@@ -39,6 +40,8 @@ START_MODES: Final[tuple[StartMode, ...]] = ("auto", "now", "first_span")
 ENGINES: Final[tuple[EngineName, ...]] = ("auto", "sweep", "cpu_timer")
 
 MIN_SAMPLE_RATE: Final = 1.0
+# What the native side has room for (kMaxFrames in walk.hpp).
+MOST_FRAMES: Final = 1024
 MAX_SAMPLE_RATE: Final = 10_000.0
 # Reading tasks takes the GIL, some 5 us each.
 MAX_AWAIT_RATE: Final = 100.0
@@ -88,6 +91,8 @@ class Config:
         engine: how threads are observed that burn CPU: ``sweep`` (a thread of ours reads them),
             ``cpu_timer`` (timers interrupt them with SIGPROF; ``sweep`` where that is taken) or
             ``auto``, which is ``sweep``; see docs/engines.md.
+        max_frames: frames kept of a stack, 1 to 1024, half of them from either end; what is left out
+            in the middle is counted in a frame of its own.
         export_interval_ms: milliseconds between two files, 100 to one day.
         output_max_bytes: size cap of our own files in the capture directory; 0 = none.
         output_max_age_s: age cap, in seconds, of our own files there; 0 = none.
@@ -114,6 +119,7 @@ class Config:
     output_dir: str = "proflink-out"
     sample_rate_hz: float = 100.0
     engine: EngineName = "auto"
+    max_frames: int = 1024
     export_interval_ms: int = 60_000
     output_max_bytes: int = 256 * 1024 * 1024
     output_max_age_s: int = 7 * 24 * 60 * 60
@@ -130,6 +136,8 @@ class Config:
         _one_of(EXPORTER, self.exporter, EXPORTERS)
         _one_of(START, self.start, START_MODES)
         _one_of(ENGINE, self.engine, ENGINES)
+        if not 1 <= self.max_frames <= MOST_FRAMES:
+            raise ConfigError(MAX_FRAMES, self.max_frames, _FRAMES_RANGE)
         if not self.output_dir or "\0" in self.output_dir:
             raise ConfigError(OUTPUT_DIR, self.output_dir, "the path of a directory")
         # `not low <= x <= high` also refuses NaN.
@@ -166,6 +174,7 @@ class Config:
             exporter=_get(env, EXPORTER, default.exporter, _choice(EXPORTERS)),
             output_dir=_get(env, OUTPUT_DIR, default.output_dir, _text),
             sample_rate_hz=_get(env, SAMPLE_RATE, default.sample_rate_hz, _number(_RATE_RANGE)),
+            max_frames=_get(env, MAX_FRAMES, default.max_frames, _whole(_FRAMES_RANGE)),
             engine=_get(env, ENGINE, default.engine, _choice(ENGINES)),
             export_interval_ms=_get(
                 env, EXPORT_INTERVAL, default.export_interval_ms, _whole(_INTERVAL_RANGE)
@@ -189,6 +198,7 @@ class Config:
         )
 
 
+_FRAMES_RANGE: Final = "a whole number of frames from 1 to 1024"
 _RATE_RANGE: Final = "a number of samples per second from 1 to 10000"
 _AWAIT_RANGE: Final = "a number of looks per second from 0 (off) to 100"
 _OVERHEAD_RANGE: Final = "a percentage of one core from 0.01 to 100, or nothing for no limit"

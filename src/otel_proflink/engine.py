@@ -145,6 +145,7 @@ class Engine:
                 raise; nothing runs then.
         """
         self._sampler.set_budget((self.config.max_overhead_percent or 0.0) / 100)
+        self._sampler.set_max_frames(self.config.max_frames)
         self._sampler.start(self.config.sample_rate_hz, self._awaits.enabled, self.config.engine)
         self._thread_names.install()
         wants_endpoints = self._endpoints is not None and self._exporter.wants_profiles

@@ -42,6 +42,9 @@ class Sampler(Protocol):
     def SamplerError(self) -> type[Exception]:  # noqa: N802 - the name in the native module
         """Raised by `start`, with the reason in plain words."""
 
+    def set_max_frames(self, frames: int) -> None:
+        """Keep so many frames of a stack, from the next start on."""
+
     def start(self, rate_hz: float, awaits: bool = False, engine: str = "auto") -> None:
         """Begin to sample."""
 

@@ -92,6 +92,9 @@ class FakeSampler:
         self.captures: list[weakref.ref[FakeCapture]] = []
         self._running = False
 
+    def set_max_frames(self, frames: int) -> None:
+        pass
+
     def start(self, rate_hz: float, awaits: bool = False, engine: str = "auto") -> None:
         if self.refusal is not None:
             raise FakeSamplerError(self.refusal)

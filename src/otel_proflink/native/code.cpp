@@ -232,15 +232,24 @@ bool CodeTable::locate(const Frame& frame, std::uint32_t* location) noexcept {
     return true;
 }
 
+void CodeTable::mark_omitted(std::uint32_t count) noexcept {
+    char text[64];
+    std::snprintf(text, sizeof(text), "[%u frames omitted]", count);
+    const std::uint32_t name =
+        profile_->string(text, static_cast<std::uint32_t>(std::strlen(text)));
+    stack_[stack_size_++] = profile_->location(profile_->function(name, 0, 0), 0);
+}
+
 bool CodeTable::visit(const Chain& chain) noexcept {
     stack_size_ = 0;
+    const bool cut = chain.count > limit_;
+    const std::uint32_t leaf_end = cut ? (limit_ + 1) / 2 : kMaxFrames / 2;
+    const std::uint32_t root_begin = cut ? chain.count - limit_ / 2 : leaf_end;
     for (std::uint32_t i = 0; i < chain.count; ++i) {
-        if (chain.omitted != 0 && i == kMaxFrames / 2) {
-            char text[64];
-            std::snprintf(text, sizeof(text), "[%u frames omitted]", chain.omitted);
-            const std::uint32_t name =
-                profile_->string(text, static_cast<std::uint32_t>(std::strlen(text)));
-            stack_[stack_size_++] = profile_->location(profile_->function(name, 0, 0), 0);
+        if (i == leaf_end && (cut || chain.omitted != 0)) {
+            mark_omitted(chain.omitted + root_begin - leaf_end);
+            i = root_begin;
+            if (i == chain.count) break;  // one frame is kept, the leaf
         }
         if (!locate(chain.frames[i], &stack_[stack_size_])) return false;
         if (stack_[stack_size_] != kNoEntry) ++stack_size_;

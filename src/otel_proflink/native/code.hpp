@@ -66,6 +66,9 @@ class CodeTable final : public FrameVisitor {
     // After an attempt: forgets what was learnt from frames that were not proven.
     void rollback() noexcept;
 
+    // Frames kept of a stack, 1 to kMaxFrames: the deeper half of them from the root.
+    void keep(std::uint32_t frames) noexcept { limit_ = frames; }
+
     // The stack of the last visit, interned into the profile.
     std::uint32_t intern_stack() noexcept;
 
@@ -106,6 +109,7 @@ class CodeTable final : public FrameVisitor {
     };
 
     bool drain(const Chain* chain) noexcept;
+    void mark_omitted(std::uint32_t count) noexcept;
     void forget(std::uintptr_t code) noexcept;
     bool read_header(std::uintptr_t code, Header* header) noexcept;
     std::uint32_t lookup(std::uintptr_t code) noexcept;
@@ -123,6 +127,7 @@ class CodeTable final : public FrameVisitor {
     Index entry_index_, place_index_;
     std::uint32_t new_entries_[kMaxFrames];  // learnt from frames that are not proven yet
     std::uint32_t pending_ = 0;
+    std::uint32_t limit_ = kMaxFrames;
     std::uint32_t stack_[kMaxFrames + 1];
     std::uint32_t stack_size_ = 0;
     std::uintptr_t drained_[DeadCodes::kCapacity];

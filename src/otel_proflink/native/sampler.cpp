@@ -330,6 +330,8 @@ std::uint64_t sampler_memory() noexcept {
     return g_created ? instance().memory() : link_resident();
 }
 
+void sampler_keep_frames(std::uint32_t frames) noexcept { instance().keep_frames(frames); }
+
 void sampler_budget(double share) noexcept { instance().set_budget(share); }
 
 const char* sampler_reader() noexcept { return g_created ? instance().reader() : ""; }

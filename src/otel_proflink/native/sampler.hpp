@@ -76,6 +76,8 @@ PROFLINK_EXPORT SamplerStats sampler_stats() noexcept;
 // Bytes that the sampler's tables and the links take up in memory, without profiles swapped out.
 // Some 50 us; waits for nobody: while a tick runs it gives the last answer.
 PROFLINK_EXPORT std::uint64_t sampler_memory() noexcept;
+// Frames kept of each stack, 1 to kMaxFrames, from the next start on.
+PROFLINK_EXPORT void sampler_keep_frames(std::uint32_t frames) noexcept;
 // What sampling may cost from the next start on: share of one CPU, 0 for no limit.
 PROFLINK_EXPORT void sampler_budget(double share) noexcept;
 PROFLINK_EXPORT const char* sampler_reader() noexcept;

@@ -53,6 +53,8 @@ class Sampler {
     void set_budget(double share) noexcept { budget_share_ = share; }
     const char* reader() const noexcept { return memory_.name(); }
 
+    // Of each stack; before a start.
+    void keep_frames(std::uint32_t frames) noexcept { codes_.keep(frames); }
     void wake() noexcept;
     void tick_now() noexcept;
 
