@@ -276,7 +276,7 @@ def test_in_a_process_of_its_own(action: str) -> None:
 
         action = sys.argv[1]
         if action == "small_stacks":
-            threading.stack_size(32 * 1024)
+            threading.stack_size((32 if sys.version_info < (3, 14) else 64) * 1024)
         if action == "faulthandler":
             faulthandler.enable()
         _sampler.start(1000, engine="cpu_timer")
