@@ -404,7 +404,7 @@ def memory_bytes():
 
 
 def set_max_frames(int frames):
-    """How many frames of a stack are kept, 1 to 1024, half of them from either end; before a start."""
+    """Keeps so many frames of a stack, 1 to 1024, half from either end; from the next start on."""
     sampler_keep_frames(<uint32_t>min(max(frames, 1), 1024))
 
 

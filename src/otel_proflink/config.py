@@ -91,8 +91,8 @@ class Config:
         engine: how threads are observed that burn CPU: ``sweep`` (a thread of ours reads them),
             ``cpu_timer`` (timers interrupt them with SIGPROF; ``sweep`` where that is taken) or
             ``auto``, which is ``sweep``; see docs/engines.md.
-        max_frames: frames kept of a stack, 1 to 1024, half of them from either end; what is left out
-            in the middle is counted in a frame of its own.
+        max_frames: frames kept of a stack, 1 to 1024, half of them from either end; what is left
+            out in the middle is counted in a frame of its own.
         export_interval_ms: milliseconds between two files, 100 to one day.
         output_max_bytes: size cap of our own files in the capture directory; 0 = none.
         output_max_age_s: age cap, in seconds, of our own files there; 0 = none.
