@@ -29,8 +29,9 @@ SILENCE_S = 90.0
 STANDSTILL_S = 180.0
 MAX_CPU_ERROR = 0.02
 MAX_WALL_ERROR = 0.01
-# Of a thread that hardly ran, one sample more or less is more than that.
-CPU_SLACK_NS = 10_000_000
+# Of a thread that hardly ran, one sample more or less is more than that; and what it burns after
+# the last profile in which it was caught running is carried to one that does not come.
+CPU_SLACK_NS = 30_000_000
 # Address space is taken per interval, and tables of names grow: neither without end.
 MAX_GROWTH_KIB = 65_536
 
