@@ -35,6 +35,9 @@ TRIES = 3
 SPAN_OURS = f"{SPAN_ON}: our share"
 #: cases that also execute OpenTelemetry's code
 WITH_OPENTELEMETRY = frozenset({"attach + detach", SPAN_ON, SPAN_OURS})
+#: told, but no gate: our share is the difference of two counts that each move by a percent, and what
+#: reading a stack takes depends on the environment (seen: 7,546 and 8,475 in two of one build)
+NOT_GATED = frozenset({SPAN_OURS, "tick, 1 thread that has run", "tick, 50 threads that have run"})
 
 Counts = dict[str, int]
 #: what must be the same: "build" for all cases, "libraries" for some, and what was counted
@@ -68,6 +71,8 @@ def compare(counts: Mapping[str, int], baseline: Mapping[str, int]) -> list[Verd
             result = "NOT COUNTED"
         elif before is None:
             result = "no baseline"
+        elif case in NOT_GATED:
+            result = "told, no gate"
         elif counted > before * (1 + TOLERANCE):
             result = "REGRESSION"
         elif counted < before * (1 - TOLERANCE):

@@ -71,3 +71,9 @@ def test_the_committed_baseline_has_what_is_gated() -> None:
         assert set(each["build"]) == set(instructions.build())
         assert set(each["counts"]) > instructions.WITH_OPENTELEMETRY
         assert sum(case.startswith("tick") for case in each["counts"]) == 3
+
+
+def test_what_depends_on_the_environment_is_told_only() -> None:
+    case = next(iter(instructions.NOT_GATED))
+    verdict, *_ = instructions.compare({case: 2000}, {case: 1000})
+    assert not verdict.failed
