@@ -35,8 +35,8 @@ TRIES = 3
 SPAN_OURS = f"{SPAN_ON}: our share"
 #: cases that also execute OpenTelemetry's code
 WITH_OPENTELEMETRY = frozenset({"attach + detach", SPAN_ON, SPAN_OURS})
-#: told, but no gate: our share is the difference of two counts that each move by a percent, and what
-#: reading a stack takes depends on the environment (seen: 7,546 and 8,475 in two of one build)
+#: told, but no gate: our share is the difference of two counts that each move by a percent, and
+#: what reading a stack takes depends on the environment (seen: 7,546 and 8,475 in two of one build)
 NOT_GATED = frozenset({SPAN_OURS, "tick, 1 thread that has run", "tick, 50 threads that have run"})
 
 Counts = dict[str, int]
