@@ -73,6 +73,9 @@ std::atomic<std::uintptr_t> g_known[kKnown];
 std::atomic<bool> g_active{false};
 std::atomic<CpuTimerWake> g_wake{nullptr};
 struct sigaction g_previous;
+// Threads that are in somebody else's handler, by their id's last digits.
+constexpr std::uint32_t kPassing = 256;
+std::atomic<std::int32_t> g_passing[kPassing];
 bool g_installed = false;
 
 std::atomic<std::uint64_t> g_refused, g_signals, g_overruns, g_dropped, g_spent_ns;
@@ -162,8 +165,7 @@ TimerSlot* slot_of(const siginfo_t* info) noexcept {
     return &g_slots[static_cast<std::uint32_t>((address - begin) / sizeof(TimerSlot))];
 }
 
-// A SIGPROF of somebody else's: what would have been done without us.
-void pass_on(int number, siginfo_t* info, void* context) noexcept {
+void call_previous(int number, siginfo_t* info, void* context) noexcept {
     if ((g_previous.sa_flags & SA_SIGINFO) != 0) {
         if (g_previous.sa_sigaction != nullptr) g_previous.sa_sigaction(number, info, context);
         return;
@@ -177,6 +179,17 @@ void pass_on(int number, siginfo_t* info, void* context) noexcept {
     by_default.sa_handler = SIG_DFL;
     sigaction(SIGPROF, &by_default, nullptr);
     raise(SIGPROF);  // blocked until the handler returns
+}
+
+// A SIGPROF of somebody else's: what would have been done without us. Whoever took the signal from
+// us, and lost it to us again at a later start, may pass it back: that is where it ends.
+void pass_on(int number, siginfo_t* info, void* context) noexcept {
+    const std::int32_t self = gettid_now();
+    std::atomic<std::int32_t>& passing = g_passing[static_cast<std::uint32_t>(self) % kPassing];
+    if (passing.load(std::memory_order_relaxed) == self) return;
+    passing.store(self, std::memory_order_relaxed);
+    call_previous(number, info, context);
+    passing.store(0, std::memory_order_relaxed);
 }
 
 void on_sigprof(int number, siginfo_t* info, void* context) {
@@ -317,7 +330,11 @@ const char* cpu_timers_start(const ProcessMemory& memory, const ProflinkAbi& abi
         ours.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
         // A handler that leaves by a jump would leave what this one holds behind.
         sigfillset(&ours.sa_mask);
-        if (sigaction(SIGPROF, &ours, &g_previous) != 0) return "SIGPROF cannot be handled";
+        // Known before ours is in place: somebody's signal may come at once.
+        if (sigaction(SIGPROF, nullptr, &g_previous) != 0 ||
+            sigaction(SIGPROF, &ours, nullptr) != 0) {
+            return "SIGPROF cannot be handled";
+        }
         g_installed = true;
     }
     g_active.store(true, std::memory_order_seq_cst);
@@ -333,13 +350,6 @@ bool cpu_timers_own_signal() noexcept {
     struct sigaction now{};
     return sigaction(SIGPROF, nullptr, &now) == 0 && (now.sa_flags & SA_SIGINFO) != 0 &&
            now.sa_sigaction == on_sigprof;
-}
-
-bool cpu_timers_signal_taken() noexcept {
-    struct sigaction now{};
-    if (sigaction(SIGPROF, nullptr, &now) != 0) return true;
-    if ((now.sa_flags & SA_SIGINFO) != 0) return now.sa_sigaction != on_sigprof;
-    return now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN;
 }
 
 void cpu_timers_know(std::uintptr_t code) noexcept {

@@ -72,9 +72,6 @@ void cpu_timers_stop() noexcept;
 // False when somebody has taken SIGPROF since; then all timers must be closed at once.
 bool cpu_timers_own_signal() noexcept;
 
-// True when SIGPROF has a handler that is not ours.
-bool cpu_timers_signal_taken() noexcept;
-
 // Hands each finished record to `use`, in no order, and takes it back.
 template <typename Use>
 void cpu_timers_drain(Use use) noexcept;
